@@ -1,0 +1,88 @@
+"""Build: protos are compiled into build/generated, Cython and C into extension modules, and build/view gets symlinks
+that show type checkers and sibling cimports the package as it is imported.
+
+YIKATONG_BUILD=debug builds without optimisation; YIKATONG_BUILD=sanitize adds address and undefined-behaviour sanitizers.
+"""
+
+import os
+from pathlib import Path
+
+import numpy
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+ROOT = Path(__file__).resolve().parent
+os.chdir(ROOT)
+
+PACKAGES = {
+    "core": "core",
+    "ext": "ext",
+    "clients": "clients",
+    "bench": "bench",
+    "v1": "build/generated/yikatong/v1",
+}
+FLAGS = {
+    "release": ["-O3", "-g1"],
+    "debug": ["-O0", "-g"],
+    "sanitize": ["-O1", "-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"],
+}[os.environ.get("YIKATONG_BUILD", "release")]
+
+# The flow of a tap, in order, and what stands around it.
+ENGINE_C = "decode lookup verify decide post respond batch register replay table"
+ENGINE = [f"ext/{name}.c" for name in ENGINE_C.split()]
+SM4 = ["ext/sm4_generic.c", "ext/sm4_avx2.c", "ext/sm4_avx512.c", "ext/sm4_path.c"]
+
+
+def compile_protos() -> None:
+    """Generate yikatong.v1 (messages, type stubs, gRPC stubs) when a proto is newer than what was generated."""
+    from grpc_tools import protoc
+
+    out = ROOT / "build/generated"
+    protos = sorted(Path("proto/yikatong/v1").glob("*.proto"))
+    stamp = out / "stamp"
+    if stamp.exists() and all(stamp.stat().st_mtime > proto.stat().st_mtime for proto in protos):
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    includes = ["-Iproto", f"-I{Path(protoc.__file__).parent / '_proto'}"]
+    outputs = [f"--python_out={out}", f"--pyi_out={out}", f"--grpc_python_out={out}"]
+    targets = [str(proto.relative_to("proto")) for proto in protos]
+    if protoc.main(["protoc", *includes, *outputs, *targets]) != 0:
+        raise SystemExit("the protos do not compile")
+    (out / "yikatong/v1/__init__.py").touch()
+    (out / "yikatong/v1/py.typed").touch()
+    stamp.touch()
+
+
+def link_view() -> None:
+    """Make build/view/yikatong/{core,ext,…}: the tree as it is imported, for mypy and cimport."""
+    view = ROOT / "build/view/yikatong"
+    view.mkdir(parents=True, exist_ok=True)
+    for package, folder in PACKAGES.items():
+        link = view / package
+        if not link.is_symlink():
+            link.symlink_to(ROOT / folder, target_is_directory=True)
+
+
+def extension(name: str, sources: list[str], depends: list[str]) -> Extension:
+    return Extension(
+        f"yikatong.ext.{name}",
+        [f"ext/{name}.pyx", *sources],
+        include_dirs=["ext", numpy.get_include()],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+        extra_compile_args=["-std=gnu11", "-Wall", "-Wextra", "-Wno-unused-parameter", *FLAGS],
+        extra_link_args=[flag for flag in FLAGS if flag.startswith("-fsanitize")],
+        depends=depends,
+    )
+
+
+compile_protos()
+link_view()
+headers = [str(path) for path in Path("ext").glob("*.h")]
+setup(
+    ext_modules=cythonize(
+        [extension("sm4", SM4, headers), extension("engine", ENGINE + SM4, headers)],
+        build_dir="build/cython",
+        include_path=["build/view"],
+        language_level=3,
+    )
+)
