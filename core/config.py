@@ -1,0 +1,138 @@
+"""Configuration: one table of settings, read from a TOML file, the environment and flags, the later winning."""
+
+import ipaddress
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+from yikatong.core import limits
+from yikatong.core.errors import ConfigError
+
+ENVIRONMENT_PREFIX: Final = "YIKATONG_"
+
+
+def _setting(default: Any, text: str, low: float | None = None, high: float | None = None) -> Any:
+    return field(default=default, metadata={"help": text, "low": low, "high": high})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All settings of `yikatong serve`. A port of 0 means any free one."""
+
+    data: str = _setting("", "data directory; made if it is not there")
+    keys: str = _setting("", "TOML file with the key sets; only its owner may be able to read it")
+    host: str = _setting("127.0.0.1", "address that all ports listen on")
+    service_port: int = _setting(7400, "gRPC, every service", 0, 65535)
+    tap_port: int = _setting(7401, "native port for taps", 0, 65535)
+    metrics_port: int = _setting(7402, "Prometheus text at /metrics", 0, 65535)
+    insecure: bool = _setting(False, "serve plaintext; on a loopback address only")
+    tls_certificate: str = _setting("", "PEM file: the server's certificate and its chain")
+    tls_key: str = _setting("", "PEM file: the key of that certificate")
+    tls_client_ca: str = _setting("", "PEM file: authorities whose certificates callers must show (mTLS)")
+    json_logs: bool = _setting(False, "write the log as one JSON object a line")
+    clock_ahead_s: int = _setting(limits.CLOCK_AHEAD_S, "how far a terminal's clock may be ahead, seconds", 0, 86_400)
+    stored_grace_s: int = _setting(
+        limits.STORED_GRACE_S, "how long after its card was denied a stored tap is honoured, seconds", 0, 30 * 86_400
+    )
+    checkpoint_s: float = _setting(limits.CHECKPOINT_S, "time between checkpoints, seconds", 0.05, 86_400)
+    checkpoint_records: int = _setting(
+        limits.CHECKPOINT_RECORDS, "records between checkpoints: bounds what a restart replays", 1, 100_000_000
+    )
+    cards_max: int = _setting(limits.CARDS_MAX, "cards that the engine makes room for", 1, 1_000_000_000)
+    terminals_max: int = _setting(limits.TERMINALS_MAX, "terminals that the engine makes room for", 1, 100_000_000)
+    drain_s: float = _setting(limits.DRAIN_S, "how long calls in flight may take to finish on SIGTERM, seconds", 0, 3600)
+
+    def __post_init__(self) -> None:
+        for setting in fields(self):
+            low, high = setting.metadata["low"], setting.metadata["high"]
+            value = getattr(self, setting.name)
+            if low is not None and not low <= value <= high:
+                raise ConfigError(setting.name, f"{low} to {high} is wanted, not {value}")
+        try:
+            address = ipaddress.ip_address(self.host)
+        except ValueError as error:
+            raise ConfigError("host", f"an IP address is wanted, not {self.host!r}") from error
+        if self.insecure and not address.is_loopback:
+            raise ConfigError("insecure", f"plaintext is served on a loopback address only, and host is {self.host}")
+
+    def check_tls(self) -> None:
+        """Raises ConfigError unless there is a certificate and key, or plaintext was asked for."""
+        if self.insecure:
+            if self.tls_certificate or self.tls_key or self.tls_client_ca:
+                raise ConfigError("insecure", "a TLS certificate is configured too: choose one")
+            return
+        for name in ("tls_certificate", "tls_key"):
+            if not getattr(self, name):
+                raise ConfigError(name, "is not set; without TLS, --insecure on a loopback address is wanted")
+
+    def url(self, port: int) -> str:
+        """host:port as gRPC wants it."""
+        return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
+
+
+def flag(name: str) -> str:
+    """A setting's command-line flag."""
+    return "--" + name.replace("_", "-")
+
+
+def variable(name: str) -> str:
+    """A setting's environment variable."""
+    return ENVIRONMENT_PREFIX + name.upper()
+
+
+def _convert(name: str, kind: Any, value: Any, place: str) -> Any:
+    """A value of the setting's type from TOML (typed) or the environment (text)."""
+    if isinstance(value, str) and kind is not str:
+        text = value.strip().lower()
+        try:
+            if kind is bool:
+                return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text]
+            return kind(text)
+        except (KeyError, ValueError):
+            raise ConfigError(place, f"{kind.__name__} is wanted, not {value!r}") from None
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ConfigError(place, f"{kind.__name__} is wanted, not {value!r}")
+    return value
+
+
+def read_settings(file: Path | None, environment: Mapping[str, str] = os.environ, **flags: Any) -> Settings:
+    """Settings of a TOML file, overridden by the environment, overridden by flags that are not None.
+
+    Raises ConfigError naming the key, variable or flag. Relative paths in the file are taken from the file's folder."""
+    kinds = {setting.name: type(setting.default) for setting in fields(Settings)}
+    values: dict[str, Any] = {}
+    if file is not None:
+        try:
+            document = tomllib.loads(file.read_text("utf-8"))
+        except OSError as error:
+            raise ConfigError(str(file), error.strerror or "cannot be read") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(str(file), f"is not TOML in UTF-8: {error}") from error
+        for name, value in document.items():
+            if name not in kinds:
+                raise ConfigError(f"{file}: {name}", "there is no such setting")
+            values[name] = _convert(name, kinds[name], value, f"{file}: {name}")
+            if name in ("data", "keys") or (name.startswith("tls_") and values[name]):
+                values[name] = str(file.parent / values[name])
+    for name, kind in kinds.items():
+        if variable(name) in environment:
+            values[name] = _convert(name, kind, environment[variable(name)], variable(name))
+    values.update({name: value for name, value in flags.items() if value is not None})
+    return Settings(**values)
+
+
+def settings_table() -> str:
+    """The settings as a Markdown table, for the README."""
+    lines = ["| setting | flag | environment | default | meaning |", "| --- | --- | --- | --- | --- |"]
+    for setting in fields(Settings):
+        default = str(setting.default).lower() if isinstance(setting.default, bool) else str(setting.default)
+        lines.append(
+            f"| `{setting.name}` | `{flag(setting.name)}` | `{variable(setting.name)}` | {default or '—'} "
+            f"| {setting.metadata['help']} |"
+        )
+    return "\n".join(lines)

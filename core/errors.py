@@ -1,0 +1,67 @@
+"""What can go wrong, apart from declines (which are answers). `service/status.py` maps the tree to gRPC."""
+
+
+class YikatongError(Exception):
+    """Root of the tree; the message is for the caller."""
+
+
+class InvalidRequest(YikatongError):
+    """The request cannot be read as what it should be; `field` names the fault's place. Permanent."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field = field
+        self.reason = reason
+
+
+class NotFound(YikatongError):
+    """What was asked for is not there. Permanent until somebody makes it."""
+
+    def __init__(self, kind: str, name: str) -> None:
+        super().__init__(f"there is no {kind} {name}")
+        self.kind = kind
+        self.name = name
+
+
+class Overloaded(YikatongError):
+    """A queue is full: nothing was done, come back later. Transient."""
+
+
+class Full(YikatongError):
+    """A configured number of cards, accounts or terminals is reached: an operator must act."""
+
+
+class Unavailable(YikatongError):
+    """Not serving: shutting down, or the journal cannot be written. Nothing was acknowledged. Transient."""
+
+
+class DeadlineOver(YikatongError):
+    """The caller's deadline had passed before the work began: nothing was done."""
+
+
+class ConfigError(YikatongError):
+    """A setting is wrong; `key` names it."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(f"{key}: {reason}")
+        self.key = key
+
+
+class DataError(YikatongError):
+    """The data directory cannot be used as it is. The message names the place and the fault."""
+
+
+class DirectoryInUse(DataError):
+    """Another process has the data directory."""
+
+
+class NewerFormat(DataError):
+    """The files were written by a newer version of this program."""
+
+
+class Damaged(DataError):
+    """A stored value is not what was written."""
+
+
+class CommitFailed(DataError):
+    """A group could not be made durable: disk full or I/O error."""

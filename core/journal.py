@@ -1,0 +1,208 @@
+"""The sixth stage of a tap: the journal, append-only, one value per group commit. It is the truth.
+
+A value is a header and a body. The body holds `count` records of 128 bytes (types.RECORD) and behind them the payloads:
+length-prefixed protobuf messages that records point to. The header holds SHA-256 of the body and SM3 of the header before, so
+that the last header vouches for all of it. (SHA-256 for the body because processors have instructions for it and the body is
+megabytes; SM3, GB/T 32905, for the chain that is signed and shown to others.)"""
+
+import hashlib
+import struct
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from yikatong.core import types
+from yikatong.core.errors import CommitFailed, Damaged, NewerFormat
+from yikatong.core.failpoints import failpoint
+from yikatong.core.store import Reader, Store
+
+MAGIC: Final = b"YKTJRNL\n"
+FORMAT: Final = 1
+# magic, format, header bytes, first sequence, count, payload bytes, time in µs, SM3 of the header before, SHA-256 of the body
+HEADER: Final = struct.Struct("<8sHHxxxxQIIq32s32s24x")
+GENESIS: Final = bytes(32)  # stands for the header before the first
+RECORD_BYTES: Final = types.RECORD.itemsize
+
+assert HEADER.size == 128
+
+
+def sm3(data: bytes) -> bytes:
+    """SM3 digest (GB/T 32905), 32 bytes: OpenSSL's where Python was built with it, else gmssl's."""
+    try:
+        return hashlib.new("sm3", data).digest()
+    except ValueError:
+        from gmssl import sm3 as gmssl_sm3
+
+        return bytes.fromhex(gmssl_sm3.sm3_hash(list(data)))
+
+
+class Group(NamedTuple):
+    """What one group commit makes durable."""
+
+    first_sequence: int
+    count: int
+    records: bytes
+    payloads: bytes
+    time_us: int
+
+
+class Entry(NamedTuple):
+    """One journal value, read back. `records` and `payloads` are views into the file, good until the reader is closed."""
+
+    first_sequence: int
+    count: int
+    time_us: int
+    previous: bytes
+    digest: bytes
+    header: bytes
+    records: memoryview
+    payloads: memoryview
+
+    @property
+    def array(self) -> npt.NDArray[np.void]:
+        """Records as an array of types.RECORD, without copying."""
+        return np.frombuffer(self.records, types.RECORD)
+
+    def payload(self, place: int) -> bytes:
+        """The message at a record's `payload_place`."""
+        at = place - 1
+        length = shift = 0
+        while True:
+            byte = self.payloads[at]
+            at += 1
+            length |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                break
+        return bytes(self.payloads[at : at + length])
+
+    def verify(self) -> None:
+        """Raises Damaged when the body is not what the header says."""
+        body = hashlib.sha256(self.records)
+        body.update(self.payloads)
+        if body.digest() != self.digest:
+            raise Damaged(f"journal value at sequence {self.first_sequence}: its body is not what was written (SHA-256 differs)")
+
+
+def key_of(sequence: int) -> bytes:
+    return sequence.to_bytes(8, "big")
+
+
+def parse(key: bytes, value: memoryview) -> Entry:
+    """Raises NewerFormat or Damaged, naming the sequence."""
+    place = f"journal value at sequence {int.from_bytes(key, 'big')}"
+    if len(value) < HEADER.size:
+        raise Damaged(f"{place}: {len(value)} bytes are less than a header")
+    header = bytes(value[: HEADER.size])
+    magic, version, header_bytes, first, count, payload_bytes, time_us, previous, digest = HEADER.unpack(header)
+    if magic != MAGIC:
+        raise Damaged(f"{place}: it does not begin as a journal value does")
+    if version > FORMAT:
+        raise NewerFormat(f"{place}: it has format {version}; this program knows formats up to {FORMAT}")
+    records_end = header_bytes + count * RECORD_BYTES
+    if version < 1 or header_bytes != HEADER.size or key != key_of(first) or len(value) != records_end + payload_bytes:
+        raise Damaged(f"{place}: its header does not agree with its key and length")
+    return Entry(first, count, time_us, previous, digest, header, value[header_bytes:records_end], value[records_end:])
+
+
+class JournalReader:
+    """A picture of the journal that does not change."""
+
+    def __init__(self, store: Store) -> None:
+        self._reader: Reader = store.read()
+
+    def entries(self, first_sequence: int = 1) -> Iterator[Entry]:
+        """Values in order, beginning with the one that holds `first_sequence`."""
+        start = self._reader.at_or_before("groups", key_of(first_sequence))
+        for key, value in self._reader.items("groups", start[0] if start else b""):
+            entry = parse(key, value)
+            if entry.first_sequence + entry.count > first_sequence:
+                yield entry
+
+    def entry(self, sequence: int) -> Entry | None:
+        """The value that holds a sequence."""
+        found = self._reader.at_or_before("groups", key_of(sequence))
+        if found is None:
+            return None
+        entry = parse(*found)
+        return entry if sequence < entry.first_sequence + entry.count else None
+
+    def record(self, sequence: int) -> tuple[Entry, npt.NDArray[np.void]] | None:
+        """The value and, in an array of one, the record of a sequence."""
+        entry = self.entry(sequence)
+        if entry is None:
+            return None
+        at = sequence - entry.first_sequence
+        return entry, entry.array[at : at + 1]
+
+    def records(self, sequences: list[int]) -> bytes:
+        """Records of sorted sequences, as bytes in that order. Raises Damaged when one is missing."""
+        parts = []
+        entry: Entry | None = None
+        for sequence in sequences:
+            if entry is None or sequence >= entry.first_sequence + entry.count:
+                entry = self.entry(sequence)
+                if entry is None:
+                    raise Damaged(f"journal: record {sequence} is missing")
+            at = (sequence - entry.first_sequence) * RECORD_BYTES
+            parts.append(entry.records[at : at + RECORD_BYTES])
+        return b"".join(parts)
+
+    def last(self) -> Entry | None:
+        found = self._reader.last("groups")
+        return parse(*found) if found else None
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def __enter__(self) -> "JournalReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Journal:
+    """The journal's end, for its one writer."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        with self.read() as reader:
+            last = reader.last()
+            if last:
+                last.verify()
+            self.next_sequence = last.first_sequence + last.count if last else 1
+            self.head = sm3(last.header) if last else GENESIS
+            self.last_time_us = last.time_us if last else 0
+
+    def read(self) -> JournalReader:
+        return JournalReader(self.store)
+
+    def append(self, group: Group) -> None:
+        """Make a group durable: when this returns, it is on disk. Raises CommitFailed; then nothing of it is."""
+        # 1. The group must follow on what is there: the sequence number is the fence against a second writer.
+        if group.first_sequence != self.next_sequence:
+            raise CommitFailed(f"group at sequence {group.first_sequence} does not follow {self.next_sequence - 1}")
+        # 2. Chain it to the header before.
+        digest = hashlib.sha256(group.records)
+        digest.update(group.payloads)
+        header = HEADER.pack(
+            MAGIC, FORMAT, HEADER.size, group.first_sequence, group.count, len(group.payloads), group.time_us, self.head,
+            digest.digest(),
+        )  # fmt: skip
+        # 3. Append it as one value.
+        with self.store.write("journal") as writer:
+            failpoint("journal-before-append")
+            writer.append_parts("groups", key_of(group.first_sequence), header, group.records, group.payloads)
+            failpoint("journal-after-append")
+        # 4. Leaving the block committed and synced it. Only now does the end move.
+        self.head = sm3(header)
+        self.next_sequence = group.first_sequence + group.count
+        self.last_time_us = group.time_us
+
+    def probe(self) -> None:
+        """Write and sync something that means nothing, to learn whether the disk takes writes. Raises CommitFailed."""
+        with self.store.write() as writer:
+            writer.put("probe", b"probe", bytes(1 << 16))

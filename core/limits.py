@@ -1,0 +1,41 @@
+"""Every bound, with its reason. What operations may change is a setting (core/config.py) and has its default here."""
+
+from typing import Final
+
+# ---- requests ----
+REQUEST_ITEMS_MAX: Final = 8_192  # taps, cards, terminals or top-ups in one request: one group commit's worth
+REQUEST_BYTES_MAX: Final = 4 << 20  # 8,192 taps of 300 bytes are 2.4 MiB; a tap is 110 to 200
+PAGE_SIZE_DEFAULT: Final = 100
+PAGE_SIZE_MAX: Final = 1_000  # one journal look-up each: a page stays below some milliseconds
+TOP_UP_FEN_MAX: Final = 100_000_000  # a million yuan: above every purse, far below what int64 could not add up
+OPERATOR_ID_BYTES_MAX: Final = 64
+CALLS_AT_ONCE_MAX: Final = 4_096  # calls in the service port at once, before RESOURCE_EXHAUSTED
+
+# ---- the writer ----
+GROUP_TAPS_MAX: Final = 16_384  # taps in one group commit: two full requests; at 128 bytes it is 2 MiB on disk
+GROUPS_IN_FLIGHT_MAX: Final = 2  # one on its way to disk, one decided and waiting
+QUEUE_BYTES_MAX: Final = 64 << 20  # requests that wait for the writer, before RESOURCE_EXHAUSTED
+RING_RECORDS: Final = 1 << 16  # newest records at hand for repeated taps
+
+# ---- the engine ----
+CARDS_MAX: Final = 16_000_000  # four times the city
+TERMINALS_MAX: Final = 1_000_000
+
+# ---- files ----
+JOURNAL_MAP_BYTES: Final = 1 << 42  # address space, not disk: 4 TiB, some thirty thousand million records
+STATE_MAP_BYTES: Final = 1 << 40
+JOURNAL_READERS_MAX: Final = 126
+
+# ---- defaults of settings ----
+CLOCK_AHEAD_S: Final = 300  # a terminal's clock may be this much ahead
+STORED_GRACE_S: Final = 86_400  # a terminal must fetch the deny list once a day
+CHECKPOINT_S: Final = 60
+CHECKPOINT_RECORDS: Final = 1_000_000  # bounds what a restart replays, and the counters held in memory (64 bytes a tap)
+SEGMENTS_MERGE: Final = 4  # segments of like size before they are merged into one
+SEGMENT_KEYS_MAX: Final = 64_000_000  # larger ones are left alone: 1 GiB each
+DRAIN_S: Final = 10
+
+assert GROUP_TAPS_MAX >= REQUEST_ITEMS_MAX
+# A record that the ring no longer holds must be on disk when it is looked for.
+assert RING_RECORDS >= (GROUPS_IN_FLIGHT_MAX + 2) * GROUP_TAPS_MAX
+assert RING_RECORDS & (RING_RECORDS - 1) == 0

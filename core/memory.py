@@ -1,0 +1,279 @@
+"""What the core holds in memory, how it is restored from the data directory, and how a checkpoint of it is written."""
+
+import json
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from yikatong.core import limits, types
+from yikatong.core.errors import Damaged, DataError, NewerFormat
+from yikatong.core.failpoints import failpoint
+from yikatong.core.journal import GENESIS, Entry, Journal, sm3
+from yikatong.core.keys import KeySet
+from yikatong.core.seen import CARDS, TERMINALS, Segments, add_segment
+from yikatong.core.store import DataDirectory, Reader
+from yikatong.ext.engine import PAGE_BYTES, Engine, EngineFault
+from yikatong.v1 import account_service_pb2, card_service_pb2, terminal_service_pb2
+
+FORMAT: Final = 1
+TABLES: Final = ("cards", "accounts", "terminals")
+Progress = Callable[[int, int], None]
+
+
+class TopUpDone(NamedTuple):
+    """The answer that a top-up got, under its request id."""
+
+    sequence: int
+    card_number: str
+    amount_fen: int
+    balance_after_fen: int
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What shapes the engine; see core/limits.py for reasons and defaults."""
+
+    cards_max: int = limits.CARDS_MAX
+    terminals_max: int = limits.TERMINALS_MAX
+    stored_grace_s: int = limits.STORED_GRACE_S
+    hash_seed: int = 0
+
+
+class Photograph(NamedTuple):
+    """What a checkpoint is written from. The pages and counters stay in the engine until it is released."""
+
+    sequence: int
+    pages: dict[str, int]
+    counts: dict[str, int]
+    operators: list[str]
+    top_ups: dict[bytes, TopUpDone]
+
+
+class Memory:
+    """The engine, and beside it what is too cold for it: operators and the request ids of top-ups.
+
+    Only the writer's thread may use it, but for `write_checkpoint`."""
+
+    def __init__(self, directory: DataDirectory, journal: Journal, key_sets: list[KeySet], settings: EngineSettings) -> None:
+        self.directory = directory
+        self.journal = journal
+        self.engine = Engine(
+            cards_max=settings.cards_max,
+            terminals_max=settings.terminals_max,
+            ring_records=limits.RING_RECORDS,
+            batch_taps_max=limits.GROUP_TAPS_MAX,
+            stored_grace_s=settings.stored_grace_s,
+            hash_seed=settings.hash_seed,
+        )
+        for key_set in key_sets:
+            self.engine.add_key(key_set.issuer_id, key_set.key_version, key_set.key_index, key_set.parent())
+        self.operators: list[str] = []  # in order of opening
+        self.operator_accounts: dict[str, int] = {}
+        self.account_operators: dict[int, str] = {}
+        self.terminal_accounts: list[int] = []  # by terminal slot
+        self.top_ups: dict[bytes, TopUpDone] = {}  # since the last checkpoint
+        self.top_ups_frozen: dict[bytes, TopUpDone] = {}
+        self.checkpoint_sequence = 0
+        self._operators_saved = 0
+        self._state: Reader | None = None
+        self.segments: Segments | None = None
+
+    # ---- operators and request ids ----
+
+    def open_operator(self, operator_id: str, account: int) -> None:
+        self.operators.append(operator_id)
+        self.operator_accounts[operator_id] = account
+        self.account_operators[account] = operator_id
+
+    def find_top_up(self, request_id: bytes) -> TopUpDone | None:
+        """The answer under a request id, however old."""
+        done = self.top_ups.get(request_id) or self.top_ups_frozen.get(request_id)
+        if done is not None or self._state is None:
+            return done
+        value = self._state.get("requests", request_id)
+        if value is None:
+            return None
+        sequence = int.from_bytes(value, "big")
+        with self.journal.read() as reader:
+            found = reader.record(sequence)
+            if found is None:
+                raise Damaged(f"journal: record {sequence} is missing")
+            return top_up_of(found[0], found[1][0])
+
+    # ---- restore ----
+
+    def restore(self, progress: Progress = lambda done, total: None) -> None:
+        """Load the last checkpoint and apply the journal's tail. `progress` gets records done and in all.
+
+        Raises Damaged, NewerFormat or DataError, naming the place."""
+        with self.directory.state.read() as state:
+            meta = _read_meta(state)
+            if meta is not None:
+                self._restore_checkpoint(state, meta)
+        with self.journal.read() as reader:
+            previous = _verify_joint(reader.entry(self.checkpoint_sequence), self.checkpoint_sequence, meta)
+            total = self.journal.next_sequence - 1 - self.checkpoint_sequence
+            for entry in reader.entries(self.checkpoint_sequence + 1):
+                if entry.first_sequence != self.engine.next_sequence:
+                    raise Damaged(f"journal: record {self.engine.next_sequence} is missing")
+                if entry.previous != previous:
+                    raise Damaged(f"journal value at sequence {entry.first_sequence}: the hash chain is broken before it")
+                entry.verify()
+                try:
+                    self._replay(entry)
+                except EngineFault as fault:
+                    raise Damaged(f"journal value at sequence {entry.first_sequence}: {fault}") from fault
+                previous = sm3(entry.header)
+                progress(self.engine.next_sequence - 1 - self.checkpoint_sequence, total)
+        if (imbalance := self.engine.imbalance_fen()) != 0:
+            raise Damaged(f"the books do not balance: all accounts sum to {imbalance} fen")
+        self.refresh()
+
+    def _restore_checkpoint(self, state: Reader, meta: dict[str, Any]) -> None:
+        for table in TABLES:
+            for key, value in state.items(table):
+                page = value[:PAGE_BYTES]
+                if zlib.crc32(page) != int.from_bytes(value[PAGE_BYTES:], "big"):
+                    raise Damaged(
+                        f"{self.directory.state.path}: page {int.from_bytes(key, 'big')} of {table} is not what was written; "
+                        "without this file the state is rebuilt from the journal"
+                    )
+                self.engine.restore_page(table, int.from_bytes(key, "big"), page)
+        try:
+            self.engine.restored(meta["counts"], meta["sequence"])
+        except EngineFault as fault:
+            raise Damaged(f"{self.directory.state.path}: {fault}") from fault
+        for key, value in state.items("operators"):
+            self.open_operator(bytes(value).decode(), int.from_bytes(key, "big"))
+        self._operators_saved = len(self.operators)
+        self.terminal_accounts = [self.engine.terminal(slot)["account"] for slot in range(meta["counts"]["terminals"])]
+        self.checkpoint_sequence = meta["sequence"]
+
+    def _replay(self, entry: Entry) -> None:
+        """Apply the effects of one journal value: runs of taps and top-ups in one go, registrations one by one."""
+        array = entry.array
+        cold = np.flatnonzero(array["kind"] >= types.RecordKind.CARD)
+        start = 0
+        for at in [*cold.tolist(), len(array)]:
+            self.engine.replay(entry.records[start * types.RECORD.itemsize : at * types.RECORD.itemsize])
+            if at < len(array):
+                self._replay_registration(entry, array[at])
+            start = at + 1
+        for at in np.flatnonzero(array["kind"] == types.RecordKind.TOP_UP).tolist():
+            record = array[at]
+            request = account_service_pb2.TopUpRequest.FromString(entry.payload(int(record["payload_place"])))
+            self.top_ups[request.request_id] = top_up_of(entry, record)
+
+    def _replay_registration(self, entry: Entry, record: Any) -> None:
+        payload = entry.payload(int(record["payload_place"]))
+        time_us = int(record["time_us"])
+        if int(record["sequence"]) != self.engine.next_sequence:
+            raise EngineFault(f"record {record['sequence']} does not follow from the ones before it")
+        if record["kind"] == types.RecordKind.CARD:
+            card = card_service_pb2.Card.FromString(payload)
+            slot = self.engine.add_card(card.card_number, card.issuer_id, card.rider, card.expires, time_us, payload)
+            expected = int(record["card"])
+        elif record["kind"] == types.RecordKind.TERMINAL:
+            terminal = terminal_service_pb2.Terminal.FromString(payload)
+            account = int(record["credit_account"])
+            slot = self.engine.add_terminal(terminal.terminal_number, terminal.kind, account, time_us, payload)
+            self.terminal_accounts.append(account)
+            expected = int(record["terminal"])
+        elif record["kind"] == types.RecordKind.OPERATOR:
+            slot = self.engine.add_operator(time_us, payload)
+            self.open_operator(payload.decode(), slot)
+            expected = int(record["credit_account"])
+        else:
+            raise EngineFault(f"record {record['sequence']} is of an unknown kind {record['kind']}")
+        self.engine.take_group()  # it is in the journal already
+        if slot != expected:
+            raise EngineFault(f"record {record['sequence']} does not follow from the ones before it")
+
+    def refresh(self) -> None:
+        """Look at the state file as it is now: after a checkpoint, its segments and request ids are found there."""
+        if self._state is not None:
+            self.segments = None
+            self._state.close()
+        self._state = self.directory.state.read()
+        self.segments = Segments(self._state)
+
+    # ---- checkpoint ----
+
+    def photograph(self) -> Photograph:
+        """Freeze what a checkpoint will hold; quick. The writer goes on at once, and later calls `settle_checkpoint`."""
+        frozen = self.engine.freeze()
+        self.top_ups_frozen, self.top_ups = self.top_ups, {}
+        return Photograph(
+            frozen["sequence"], frozen["pages"], frozen["counts"], self.operators[self._operators_saved :], self.top_ups_frozen
+        )
+
+    def write_checkpoint(self, photograph: Photograph, head: bytes) -> None:
+        """Any one thread: write a photograph in one transaction. `head` is the digest of the journal header that ends at its
+        sequence, which must be durable. Raises CommitFailed; then the state file is as it was."""
+        with self.directory.state.read() as reader, self.directory.state.write("checkpoint") as writer:
+            failpoint("checkpoint-before-write")
+            for table in TABLES:
+                for i in range(photograph.pages[table]):
+                    page, data = self.engine.frozen_page(table, i)
+                    writer.put(table, page.to_bytes(4, "big"), data + zlib.crc32(data).to_bytes(4, "big"))
+                failpoint("checkpoint-middle")
+            for operator_id in photograph.operators:
+                writer.put("operators", self.operator_accounts[operator_id].to_bytes(4, "big"), operator_id.encode())
+            for request_id, done in photograph.top_ups.items():
+                writer.put("requests", request_id, done.sequence.to_bytes(8, "big"))
+            card_keys, card_sequences, terminal_keys, terminal_sequences = self.engine.frozen_seen()
+            segments = Segments(reader)
+            add_segment(writer, segments, CARDS, card_keys, card_sequences)
+            add_segment(writer, segments, TERMINALS, terminal_keys, terminal_sequences)
+            del segments
+            meta = {"format": FORMAT, "sequence": photograph.sequence, "head": head.hex(), "counts": photograph.counts}
+            writer.put("meta", b"checkpoint", json.dumps(meta).encode())
+
+    def settle_checkpoint(self, photograph: Photograph, written: bool) -> None:
+        """The checkpoint's end, back on the writer's thread."""
+        if written:
+            self._operators_saved += len(photograph.operators)
+            self.checkpoint_sequence = photograph.sequence
+            self.refresh()
+            self.engine.release()
+        else:
+            self.engine.thaw()
+            self.top_ups = {**self.top_ups_frozen, **self.top_ups}
+        self.top_ups_frozen = {}
+
+    def close(self) -> None:
+        self.segments = None
+        if self._state is not None:
+            self._state.close()
+            self._state = None
+
+
+def top_up_of(entry: Entry, record: Any) -> TopUpDone:
+    """The answer that a top-up record stands for."""
+    request = account_service_pb2.TopUpRequest.FromString(entry.payload(int(record["payload_place"])))
+    return TopUpDone(int(record["sequence"]), request.card_number, request.amount_fen, int(record["credit_after_fen"]))
+
+
+def _read_meta(state: Reader) -> dict[str, Any] | None:
+    value = state.get("meta", b"checkpoint")
+    if value is None:
+        return None
+    meta: dict[str, Any] = json.loads(bytes(value))
+    if meta["format"] > FORMAT:
+        raise NewerFormat(f"state: it has format {meta['format']}; this program knows formats up to {FORMAT}")
+    return meta
+
+
+def _verify_joint(entry: Entry | None, sequence: int, meta: dict[str, Any] | None) -> bytes:
+    """The state must stand for a place in this very journal; returns the digest of the header there."""
+    if meta is None or sequence == 0:
+        return GENESIS
+    if entry is None:
+        raise DataError(f"the state stands for sequence {sequence}, which is not in the journal")
+    head = sm3(entry.header)
+    if entry.first_sequence + entry.count - 1 != sequence or head.hex() != meta["head"]:
+        raise DataError(f"the state stands for sequence {sequence} of another journal than this one")
+    return head

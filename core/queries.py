@@ -1,0 +1,139 @@
+"""Reads of the journal for callers: one tap, a card's transactions. They run beside the writer, on any thread, once the writer
+has named a place that is durable."""
+
+import base64
+from typing import Any, Final
+
+from yikatong.core import limits, types
+from yikatong.core.errors import Damaged, InvalidRequest, NotFound
+from yikatong.core.journal import Entry, Journal
+from yikatong.ext.engine import outcomes_of_records
+from yikatong.v1 import account_service_pb2, tap_service_pb2
+
+TOKEN_VERSION: Final = b"1"
+
+Slot = dict[str, Any]
+
+
+def page_token(card: int, sequence: int) -> str:
+    """An opaque token: which card, and the sequence to go on from."""
+    return base64.urlsafe_b64encode(TOKEN_VERSION + card.to_bytes(4, "big") + sequence.to_bytes(8, "big")).decode()
+
+
+def parse_page_token(token: str, card: int) -> int:
+    """The sequence in a token. Raises InvalidRequest when it is none of ours or of another card."""
+    try:
+        raw = base64.b64decode(token, altchars=b"-_", validate=True)
+    except ValueError:
+        raw = b""
+    if len(raw) != 13 or raw[:1] != TOKEN_VERSION or int.from_bytes(raw[1:5], "big") != card:
+        raise InvalidRequest("page_token", "is not a token of this list")
+    return int.from_bytes(raw[5:], "big")
+
+
+def page_size(asked: int) -> int:
+    """The page size for what was asked: 0 means the default. Raises InvalidRequest outside the range."""
+    if not 0 <= asked <= limits.PAGE_SIZE_MAX:
+        raise InvalidRequest("page_size", f"0 to {limits.PAGE_SIZE_MAX} is wanted")
+    return asked or limits.PAGE_SIZE_DEFAULT
+
+
+KINDS: Final = {
+    types.RecordKind.TAP: account_service_pb2.Transaction.KIND_TAP,
+    types.RecordKind.TOP_UP: account_service_pb2.Transaction.KIND_TOP_UP,
+    types.RecordKind.CARD: account_service_pb2.Transaction.KIND_CARD_REGISTERED,
+}
+
+
+def list_transactions(
+    journal: Journal, card: int, start: int, size: int
+) -> tuple[list[tuple[account_service_pb2.Transaction, int]], str]:
+    """Up to `size` transactions of a card (slot), newest first, from sequence `start` on, each with its terminal's slot; and
+    the token of the next page. Each record names the one before it of the same card, so this walks back along the card."""
+    found: list[tuple[account_service_pb2.Transaction, int]] = []
+    sequence = start
+    with journal.read() as reader:
+        while sequence and len(found) < size:
+            located = reader.record(sequence)
+            if located is None:
+                raise Damaged(f"journal: record {sequence} is missing")
+            record = located[1][0]
+            if int(record["card"]) != card:
+                raise InvalidRequest("page_token", "is not a token of this list")
+            found.append((_transaction(record), int(record["terminal"])))
+            sequence = int(record["card_previous"])
+    return found, page_token(card, sequence) if sequence else ""
+
+
+def _transaction(record: Any) -> account_service_pb2.Transaction:
+    kind = types.RecordKind(int(record["kind"]))
+    transaction = account_service_pb2.Transaction(
+        sequence=int(record["sequence"]),
+        kind=KINDS[kind],
+        result=int(record["result"]),
+        journal_time_us=int(record["time_us"]),
+    )
+    if kind is types.RecordKind.TOP_UP:
+        transaction.change_fen = int(record["amount_fen"])
+        transaction.balance_after_fen = int(record["credit_after_fen"])
+    elif kind is types.RecordKind.TAP:
+        transaction.change_fen = -int(record["amount_fen"])
+        transaction.balance_after_fen = int(record["debit_after_fen"])
+        transaction.terminal_sequence = int(record["terminal_sequence"])
+        transaction.atc = int(record["atc"])
+        transaction.local_time = int(record["local_date"]) * 1_000_000 + int(record["local_time"])
+    return transaction
+
+
+def get_tap(journal: Journal, sequence: int) -> tuple[tap_service_pb2.GetTapResponse, int, int]:
+    """One journalled tap, with the slots of its card and terminal, whose numbers are still to be filled in."""
+    with journal.read() as reader:
+        located = reader.record(sequence)
+        if located is None or located[1][0]["kind"] != types.RecordKind.TAP:
+            raise NotFound("tap", f"at sequence {sequence}")
+        entry, array = located
+        record = array[0]
+        answer = outcomes_of_records(array.view("u1"))[0]
+        response = tap_service_pb2.GetTapResponse(
+            tap=_tap(entry, record),
+            outcome=tap_service_pb2.TapOutcome(
+                result=int(answer["result"]),
+                charged_fen=int(answer["charged_fen"]),
+                balance_after_fen=int(answer["balance_after_fen"]),
+                sequence=int(answer["sequence"]),
+                settlement_date=int(answer["settlement_date"]),
+                conflicting_sequence=int(answer["conflicting_sequence"]),
+            ),
+            journal_time_us=int(record["time_us"]),
+            stored=bool(record["flags"] & types.Flag.STORED),
+        )
+        return response, int(record["card"]), int(record["terminal"])
+
+
+def _tap(entry: Entry, record: Any) -> tap_service_pb2.Tap:
+    """The tap as it came: whole where the journal kept its message, else from the record."""
+    if record["payload_place"]:
+        return tap_service_pb2.Tap.FromString(entry.payload(int(record["payload_place"])))
+    return tap_service_pb2.Tap(
+        profile=int(record["profile"]),
+        algorithm_id=int(record["algorithm_id"]),
+        key_version=int(record["key_version"]),
+        key_index=int(record["key_index"]),
+        transaction_type=int(record["transaction_type"]),
+        amount_fen=int(record["tap_amount_fen"]),
+        amount_due_fen=int(record["amount_due_fen"]),
+        chip_balance_before_fen=int(record["chip_before_fen"]),
+        chip_balance_after_fen=int(record["chip_after_fen"]),
+        atc=int(record["atc"]),
+        terminal_sequence=int(record["terminal_sequence"]),
+        local_time=int(record["local_date"]) * 1_000_000 + int(record["local_time"]),
+        mac=record["mac"].tobytes(),
+        kind=int(record["tap_kind"]),
+        line=int(record["line"]),
+        stop=int(record["stop"]),
+        direction=int(record["direction"]),
+        city=int(record["city"]),
+        industry=int(record["industry"]),
+        rider=int(record["rider"]),
+        test=bool(record["flags"] & types.Flag.TEST),
+    )

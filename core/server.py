@@ -1,0 +1,203 @@
+"""A running server: the core, its ports, health, and an orderly end."""
+
+import asyncio
+import logging
+import secrets
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_reflection.v1alpha._async import ReflectionServicer
+
+from yikatong.core import keys, limits
+from yikatong.core.config import Settings
+from yikatong.core.errors import ConfigError
+from yikatong.core.memory import EngineSettings, Progress
+from yikatong.core.metrics import Metrics
+from yikatong.core.service import SERVICES, Service, deliver_to
+from yikatong.core.store import DataDirectory
+from yikatong.core.tap import TapRules
+from yikatong.core.writer import Core, CoreSettings, Phase
+
+log = logging.getLogger(__name__)
+
+LAME_DUCK_S: Final = 0.5  # between NOT_SERVING and refusing new calls, so that balancers can turn away first
+OPTIONS: Final = [
+    ("grpc.max_receive_message_length", limits.REQUEST_BYTES_MAX),
+    ("grpc.max_send_message_length", limits.REQUEST_BYTES_MAX),
+    ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server beside the first
+]
+
+
+def core_settings(settings: Settings) -> CoreSettings:
+    """What of the settings concerns the core."""
+    return CoreSettings(
+        engine=EngineSettings(
+            cards_max=settings.cards_max,
+            terminals_max=settings.terminals_max,
+            stored_grace_s=settings.stored_grace_s,
+            hash_seed=secrets.randbits(64),
+        ),
+        taps=TapRules(clock_ahead_s_max=settings.clock_ahead_s),
+        checkpoint_s=settings.checkpoint_s,
+        checkpoint_records=settings.checkpoint_records,
+    )
+
+
+def _read(settings: Settings, name: str) -> bytes:
+    path = getattr(settings, name)
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(name, f"{path}: {error.strerror}") from error
+
+
+def _credentials(settings: Settings) -> grpc.ServerCredentials:
+    pair = (_read(settings, "tls_key"), _read(settings, "tls_certificate"))
+    if not settings.tls_client_ca:
+        return grpc.ssl_server_credentials([pair])
+    return grpc.ssl_server_credentials([pair], _read(settings, "tls_client_ca"), require_client_auth=True)
+
+
+class MetricsObserver(Metrics):
+    """Metrics, and health that follows the core's phase."""
+
+    on_phase_change: Callable[[Phase], None] | None = None
+
+    def on_phase(self, phase: Phase) -> None:
+        super().on_phase(phase)
+        if self.on_phase_change is not None:
+            self.on_phase_change(phase)
+
+
+class Server:
+    """Made by `start`; `service_port` and `metrics_port` are the ports that were bound."""
+
+    def __init__(self, settings: Settings, directory: DataDirectory, core: Core, metrics: MetricsObserver) -> None:
+        self.settings = settings
+        self.core = core
+        self.metrics = metrics
+        self._directory = directory
+        self._health = HealthServicer()
+        self._grpc = grpc.aio.server(options=OPTIONS)
+        self._metrics_server: Any = None
+        self._draining = False
+        self.service_port = 0
+        self.metrics_port = 0
+
+    @classmethod
+    async def start(cls, settings: Settings, progress: Progress = lambda done, total: None) -> "Server":
+        """Open the data directory, restore, and listen. Raises ConfigError or DataError; then nothing is left open."""
+        settings.check_tls()
+        for name in ("data", "keys"):
+            if not getattr(settings, name):
+                raise ConfigError(name, "is not set")
+        credentials = None if settings.insecure else _credentials(settings)
+        key_sets = keys.load(Path(settings.keys))
+        loop = asyncio.get_running_loop()
+        directory = DataDirectory(Path(settings.data))
+        metrics = MetricsObserver()
+        core: Core | None = None
+        try:
+            core = await asyncio.to_thread(
+                lambda: Core(
+                    directory, key_sets, core_settings(settings), deliver_to(loop), metrics, progress=progress
+                )
+            )
+            server = cls(settings, directory, core, metrics)
+            await server._listen(credentials)
+            return server
+        except BaseException:
+            if core is not None:
+                await asyncio.to_thread(core.close)
+            directory.close()
+            raise
+
+    async def _listen(self, credentials: grpc.ServerCredentials | None) -> None:
+        settings = self.settings
+        self._grpc.add_generic_rpc_handlers(Service(self.core, self.metrics).handlers())
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        names = [*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME, "grpc.reflection.v1.ServerReflection"]
+        self._add_reflection(names)
+        address = settings.url(settings.service_port)
+        try:
+            if credentials is None:
+                self.service_port = self._grpc.add_insecure_port(address)
+            else:
+                self.service_port = self._grpc.add_secure_port(address, credentials)
+        except RuntimeError as error:
+            raise ConfigError("service_port", f"cannot listen on {address}, or the TLS certificate and key are no pair") from error
+        self._metrics_server = self.metrics.start_server(settings.host, settings.metrics_port)
+        self.metrics_port = self._metrics_server.port
+        await self._grpc.start()
+        loop = asyncio.get_running_loop()
+        self.metrics.on_phase_change = lambda phase: loop.call_soon_threadsafe(self._follow, phase)
+        await self._set_health(serving=self.core.phase is Phase.SERVING)
+
+    def _add_reflection(self, names: list[str]) -> None:
+        """Reflection, v1alpha by grpcio-reflection and v1 by the same servicer: the two protocols differ in name only."""
+        servicer = ReflectionServicer(names)
+        handler = grpc.stream_stream_rpc_method_handler(
+            servicer.ServerReflectionInfo,
+            request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+            response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+        )
+        for service in (reflection.SERVICE_NAME, "grpc.reflection.v1.ServerReflection"):
+            generic = grpc.method_handlers_generic_handler(service, {"ServerReflectionInfo": handler})
+            self._grpc.add_generic_rpc_handlers([generic])
+
+    def _follow(self, phase: Phase) -> None:
+        if not self._draining:
+            task = asyncio.ensure_future(self._set_health(serving=phase is Phase.SERVING))
+            task.add_done_callback(lambda done: done.exception())
+
+    async def _set_health(self, *, serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", *SERVICES):
+            await self._health.set(name, status)
+
+    def ports(self) -> dict[str, int]:
+        """The ports that were bound, by setting."""
+        return {"service_port": self.service_port, "metrics_port": self.metrics_port}
+
+    def announce(self) -> None:
+        """Say in the log what is served where."""
+        settings = self.settings
+        log.info(
+            "serving %s at sequence %d: gRPC on %s (%s), metrics on http://%s/metrics",
+            settings.data,
+            self.core.journal.next_sequence - 1,
+            settings.url(self.service_port),
+            "plaintext" if settings.insecure else "mTLS" if settings.tls_client_ca else "TLS",
+            settings.url(self.metrics_port),
+        )
+        log.info("no tap port: this build has no native transport; all methods are on the service port")
+
+    async def stop(self) -> None:
+        """Drain: health turns NOT_SERVING, calls in flight finish, then journal and checkpoint are closed."""
+        if self._draining:
+            return
+        self._draining = True
+        await self._set_health(serving=False)
+        await asyncio.sleep(min(LAME_DUCK_S, self.settings.drain_s))
+        await self._grpc.stop(self.settings.drain_s)
+        await asyncio.to_thread(self.core.close)
+        self._metrics_server.close()
+        self._directory.close()
+
+    async def run_until_signal(self) -> None:
+        """Serve until SIGTERM or SIGINT, then stop."""
+        stopping = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(name, stopping.set)
+        await stopping.wait()
+        log.info("draining")
+        await self.stop()
+        log.info("stopped")

@@ -1,0 +1,258 @@
+"""The service port: every method over grpc.aio, as bytes in and bytes out.
+
+Messages of the hot methods go to the engine unread. The others are parsed here, run on the writer's thread in order with the
+taps, or, where they read the journal, beside it."""
+
+import asyncio
+import functools
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError, Message
+
+from yikatong.core import commands, limits, queries
+from yikatong.core.clear import clear
+from yikatong.core.errors import DeadlineOver, InvalidRequest, Overloaded, YikatongError
+from yikatong.core.memory import Memory
+from yikatong.core.metrics import Metrics
+from yikatong.core.status import status_of
+from yikatong.core.writer import Core, Work
+from yikatong.ext.engine import local_seconds
+from yikatong.v1 import (
+    account_service_pb2,
+    card_service_pb2,
+    clearing_service_pb2,
+    tap_service_pb2,
+    terminal_service_pb2,
+)
+
+log = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Method = Callable[[bytes, float | None], Awaitable[bytes]]
+Request = TypeVar("Request", bound=Message)
+
+SERVICES: Final = [
+    descriptor.full_name
+    for module in (tap_service_pb2, account_service_pb2, card_service_pb2, terminal_service_pb2, clearing_service_pb2)
+    for descriptor in module.DESCRIPTOR.services_by_name.values()
+]
+"""Full names of all services."""
+
+
+def deliver_to(loop: asyncio.AbstractEventLoop) -> Callable[[list[Work]], None]:
+    """A `deliver` for Core: finished work resolves the future in its tag, a whole group in one turn of the loop."""
+
+    def resolve(works: list[Work]) -> None:
+        for work in works:
+            if work.tag.done():  # the caller has gone
+                continue
+            if work.error is not None:
+                work.tag.set_exception(work.error)
+            else:
+                work.tag.set_result(work.response)
+
+    return lambda works: _call_soon(loop, resolve, works)
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, resolve: Callable[[list[Work]], None], works: list[Work]) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(resolve, works)
+
+
+def parse(kind: type[Request], request: bytes) -> Request:
+    """A request message. Raises InvalidRequest."""
+    try:
+        return kind.FromString(request)
+    except DecodeError as error:
+        raise InvalidRequest("request", "is not protobuf") from error
+
+
+class Service:
+    """The methods, over one core."""
+
+    def __init__(self, core: Core, metrics: Metrics) -> None:
+        self._core = core
+        self._metrics = metrics
+        self._calls = 0
+        self.methods: dict[str, dict[str, Method]] = {
+            "yikatong.v1.TapService": {
+                "AuthorizeTap": self.authorize_tap,
+                "SubmitTaps": self.submit_taps,
+                "GetTap": self.get_tap,
+            },
+            "yikatong.v1.AccountService": {
+                "GetBalance": self._command(account_service_pb2.GetBalanceRequest, commands.get_balance),
+                "ListTransactions": self.list_transactions,
+                "TopUp": self._command(account_service_pb2.TopUpRequest, commands.top_up),
+                "BatchTopUp": self._command(account_service_pb2.BatchTopUpRequest, commands.batch_top_up),
+            },
+            "yikatong.v1.CardService": {
+                "RegisterCards": self._command(card_service_pb2.RegisterCardsRequest, commands.register_cards),
+                "GetCard": self._command(card_service_pb2.GetCardRequest, commands.get_card),
+            },
+            "yikatong.v1.TerminalService": {
+                "RegisterTerminals": self._command(terminal_service_pb2.RegisterTerminalsRequest, commands.register_terminals),
+                "GetTerminal": self._command(terminal_service_pb2.GetTerminalRequest, commands.get_terminal),
+            },
+            "yikatong.v1.ClearingService": {
+                "GetOperatorTotals": self.get_operator_totals,
+                "GetTrialBalance": self._command(clearing_service_pb2.GetTrialBalanceRequest, commands.get_trial_balance),
+            },
+        }
+
+    def handlers(self) -> list[grpc.GenericRpcHandler]:
+        """What a grpc.aio server registers. Requests and responses stay bytes."""
+        return [
+            grpc.method_handlers_generic_handler(
+                service,
+                {
+                    name: grpc.unary_unary_rpc_method_handler(functools.partial(self._serve, service, name, method))
+                    for name, method in methods.items()
+                },
+            )
+            for service, methods in self.methods.items()
+        ]
+
+    async def _serve(self, service: str, name: str, method: Method, request: bytes, context: Context) -> bytes:
+        """One call: count it, bound it, run it, and turn an error into its status."""
+        self._metrics.on_call_started(service, name)
+        begun = time.perf_counter()
+        code = grpc.StatusCode.OK
+        self._calls += 1
+        try:
+            remaining_s = context.time_remaining()
+            if remaining_s is not None and remaining_s <= 0:
+                raise DeadlineOver("the deadline had passed before the work began")
+            if self._calls > limits.CALLS_AT_ONCE_MAX:
+                raise Overloaded(f"more than {limits.CALLS_AT_ONCE_MAX} calls at once")
+            return await method(request, None if remaining_s is None else time.monotonic() + remaining_s)
+        except YikatongError as error:
+            code, status = status_of(error)
+            await context.abort(code, status.message, (("grpc-status-details-bin", status.SerializeToString()),))
+            raise AssertionError("abort always raises") from error
+        except asyncio.CancelledError:
+            code = grpc.StatusCode.CANCELLED
+            raise
+        except grpc.aio.AbortError:
+            raise
+        except Exception:
+            code = grpc.StatusCode.INTERNAL
+            log.exception("%s/%s failed", service, name)
+            await context.abort(code, "an internal error; it was logged")
+            raise AssertionError("abort always raises") from None
+        finally:
+            self._calls -= 1
+            self._metrics.on_call_handled(service, name, code.name, time.perf_counter() - begun)
+
+    # ---- on the writer's thread ----
+
+    async def _submit(self, work: Work) -> Any:
+        work.tag = asyncio.get_running_loop().create_future()
+        self._core.submit(work)
+        return await work.tag
+
+    async def _ask(self, command: Callable[[Memory], Any], deadline: float | None) -> Any:
+        return await self._submit(Work(command=lambda memory, _: command(memory), deadline=deadline))
+
+    def _command(self, kind: type[Request], command: Callable[[Memory, Request, int], Message]) -> Method:
+        async def method(request: bytes, deadline: float | None) -> bytes:
+            message = parse(kind, request)
+            work = Work(command=lambda memory, time_us: command(memory, message, time_us), deadline=deadline)
+            response: Message = await self._submit(work)
+            return response.SerializeToString()
+
+        return method
+
+    async def authorize_tap(self, request: bytes, deadline: float | None) -> bytes:
+        """TapService.AuthorizeTap."""
+        response: bytes = await self._submit(Work(request=request, stored=False, deadline=deadline))
+        return response
+
+    async def submit_taps(self, request: bytes, deadline: float | None) -> bytes:
+        """TapService.SubmitTaps."""
+        response: bytes = await self._submit(Work(request=request, stored=True, deadline=deadline))
+        return response
+
+    # ---- beside it ----
+
+    async def get_tap(self, request: bytes, deadline: float | None) -> bytes:
+        """TapService.GetTap."""
+        message = parse(tap_service_pb2.GetTapRequest, request)
+        sequence = await self._ask(lambda memory: _sequence_of(memory, message), deadline)
+        response, card, terminal = await asyncio.to_thread(queries.get_tap, self._core.journal, sequence)
+        known_card, known_terminal, operator_id = await self._ask(
+            lambda memory: commands.card_and_terminal(memory, card, terminal), deadline
+        )
+        if known_card and not response.tap.card_number:
+            response.tap.card_number, response.tap.issuer_id = known_card["card_number"], known_card["issuer_id"]
+        if known_terminal:
+            response.tap.terminal_number = known_terminal["terminal_number"]
+        response.operator_id = operator_id
+        return response.SerializeToString()
+
+    async def list_transactions(self, request: bytes, deadline: float | None) -> bytes:
+        """AccountService.ListTransactions."""
+        message = parse(account_service_pb2.ListTransactionsRequest, request)
+        size = queries.page_size(message.page_size)
+        card, newest = await self._ask(lambda memory: commands.newest_of_card(memory, message.card_number), deadline)
+        start = queries.parse_page_token(message.page_token, card) if message.page_token else newest
+        found, token = await asyncio.to_thread(queries.list_transactions, self._core.journal, card, start, size)
+        await self._ask(lambda memory: _name_terminals(memory, found), deadline)
+        response = account_service_pb2.ListTransactionsResponse(
+            transactions=[transaction for transaction, _ in found], next_page_token=token
+        )
+        return response.SerializeToString()
+
+    async def get_operator_totals(self, request: bytes, deadline: float | None) -> bytes:
+        """ClearingService.GetOperatorTotals."""
+        message = parse(clearing_service_pb2.GetOperatorTotalsRequest, request)
+        if local_seconds(message.settlement_date, 0) < 0:
+            raise InvalidRequest("settlement_date", f"{message.settlement_date} is no date YYYYMMDD of 2000 to 2099")
+        if message.sequence_last and message.sequence_last < message.sequence_first:
+            raise InvalidRequest("sequence_last", "is before sequence_first")
+        names = await self._ask(commands.names, deadline)
+
+        def work() -> bytes:
+            with self._core.journal.read() as reader:
+                cleared = clear(reader, names, message.settlement_date, message.sequence_first, message.sequence_last)
+            response = clearing_service_pb2.GetOperatorTotalsResponse(
+                total_taps=cleared.taps, total_fen=cleared.total_fen, sequence=cleared.sequence
+            )
+            for operator in cleared.operators:
+                response.operators.add(
+                    operator_id=operator.operator_id,
+                    taps=operator.taps,
+                    amount_fen=operator.amount_fen,
+                    test_taps=operator.test_taps,
+                )
+            return response.SerializeToString()
+
+        return await asyncio.to_thread(work)
+
+
+def _sequence_of(memory: Memory, message: tap_service_pb2.GetTapRequest) -> int:
+    match message.WhichOneof("key"):
+        case "sequence":
+            if not 1 <= message.sequence < memory.engine.next_sequence:
+                raise InvalidRequest("sequence", f"the journal holds 1 to {memory.engine.next_sequence - 1}")
+            return message.sequence
+        case "card_counter":
+            return commands.tap_by_card_counter(memory, message.card_counter.card_number, message.card_counter.atc)
+        case "terminal_counter":
+            counter = message.terminal_counter
+            return commands.tap_by_terminal_counter(memory, counter.terminal_number, counter.terminal_sequence)
+        case _:
+            raise InvalidRequest("key", "sequence, card_counter or terminal_counter is wanted")
+
+
+def _name_terminals(memory: Memory, found: list[tuple[account_service_pb2.Transaction, int]]) -> None:
+    for transaction, slot in found:
+        _, terminal, operator_id = commands.card_and_terminal(memory, commands.NONE, slot)
+        if terminal:
+            transaction.terminal_number = terminal["terminal_number"]
+            transaction.operator_id = operator_id

@@ -1,0 +1,81 @@
+"""The flow of a tap, to be read first:
+
+    bytes → decode → lookup → verify → decide, post → (journal) → respond
+
+Each stage takes the whole batch and stands in ext/ under its own name: decode.c, lookup.c, verify.c, decide.c, post.c, respond.c.
+Decide and post alternate tap by tap, since a tap stands on the balance that the one before it left. The journal (journal.py)
+comes between post and respond in time: the writer lets no answer out before its group commit has returned."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from yikatong.core import limits
+from yikatong.core.errors import InvalidRequest, YikatongError
+from yikatong.core.memory import Memory
+from yikatong.core.seen import CARDS, TERMINALS
+
+DECODE_ERRORS: Final = {
+    -1: ("request", "ends in the middle of a field"),
+    -2: ("request", "is not protobuf: a tag cannot be read"),
+    -3: ("taps", "at least one is wanted"),
+    -4: ("taps", f"at most {limits.REQUEST_ITEMS_MAX} are taken in one request"),
+    -5: ("tap", "stands there twice"),
+}
+"""What each negative answer of decode.h means: the field and the reason."""
+
+
+@dataclass(frozen=True)
+class TapRules:
+    """Settings that decide about a tap's form."""
+
+    clock_ahead_s_max: int = limits.CLOCK_AHEAD_S
+
+
+class TapBatch:
+    """What came of a batch: for each request its response, or an error, or None where there was no room for it in this batch."""
+
+    def __init__(self, responses: list[bytes | YikatongError | None], outcomes: npt.NDArray[np.void]) -> None:
+        self.responses = responses
+        self.outcomes = outcomes  # one for each tap, good until the next batch
+
+
+def run_taps(memory: Memory, requests: list[bytes], stored: list[bool], time_us: int, rules: TapRules) -> TapBatch:
+    """Take AuthorizeTapRequest (stored: False) and SubmitTapsRequest (True) messages through the flow, up to the journal.
+
+    `time_us` is the journal time: microseconds since 1970, UTC. Raises EngineFault when memory must be rebuilt."""
+    engine = memory.engine
+    counts = engine.decode(requests, stored, time_us // 1_000_000, rules.clock_ahead_s_max, limits.REQUEST_ITEMS_MAX)
+    engine.lookup()
+    priors = _find_priors(memory)
+    engine.verify()
+    outcomes = engine.run(time_us, priors)
+    responses = engine.respond()
+    return TapBatch([_answer(*pair) for pair in zip(counts, responses, strict=True)], outcomes)
+
+
+def _find_priors(memory: Memory) -> bytes:
+    """Records of earlier taps with the same counters, as far as they are no longer in the engine's own memory."""
+    engine = memory.engine
+    searches = engine.searches()
+    if searches is not None and memory.segments is not None:
+        cards, terminals = searches
+        of_cards = memory.segments.find(CARDS, [key for _, key in cards])
+        of_terminals = memory.segments.find(TERMINALS, [key for _, key in terminals])
+        engine.found(
+            [(i, sequence) for (i, _), sequence in zip(cards, of_cards, strict=True)],
+            [(i, sequence) for (i, _), sequence in zip(terminals, of_terminals, strict=True)],
+        )
+    wanted = engine.priors_wanted()
+    if not wanted:
+        return b""
+    with memory.journal.read() as reader:
+        return reader.records(wanted)
+
+
+def _answer(count: int | None, response: bytes | None) -> bytes | YikatongError | None:
+    if count is None or response is not None:
+        return response
+    return InvalidRequest(*DECODE_ERRORS[count])

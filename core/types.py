@@ -1,0 +1,102 @@
+"""The vocabulary: result codes, kinds of journal record, the record's layout.
+
+The same nouns stand in ext/types.h and in the protos; tests hold the three against each other."""
+
+from enum import IntEnum, IntFlag
+from typing import Final
+
+import numpy as np
+
+
+class Result(IntEnum):
+    """What became of one item (proto/yikatong/v1/result.proto)."""
+
+    ACCEPTED = 1
+    DEBT_BOOKED = 2
+    TEST = 3
+    MALFORMED_CARD_NUMBER = 10
+    MALFORMED_ISSUER_ID = 11
+    MALFORMED_PROFILE = 12
+    MALFORMED_KEY = 13
+    MALFORMED_TRANSACTION_TYPE = 14
+    MALFORMED_AMOUNT = 15
+    MALFORMED_ATC = 16
+    MALFORMED_TERMINAL = 17
+    MALFORMED_TIME = 18
+    MALFORMED_CLOCK_AHEAD = 19
+    MALFORMED_MAC = 20
+    MALFORMED_KIND = 21
+    MALFORMED_PLACE = 22
+    MALFORMED_RIDER = 23
+    MALFORMED_OPERATOR = 24
+    MALFORMED_REQUEST_ID = 25
+    CONFLICT = 30
+    UNKNOWN_CARD = 40
+    UNKNOWN_TERMINAL = 41
+    UNKNOWN_KEY = 42
+    ALGORITHM_UNSUPPORTED = 43
+    ISSUER_MISMATCH = 44
+    MAC_MISMATCH = 50
+    CARD_EXPIRED = 60
+    CARD_DENIED = 61
+    INSUFFICIENT_FUNDS = 70
+
+
+CHARGED: Final = (Result.ACCEPTED, Result.DEBT_BOOKED)
+"""The results under which money moved."""
+
+
+class RecordKind(IntEnum):
+    """Kinds of journal record."""
+
+    TAP = 1
+    TOP_UP = 2
+    CARD = 3
+    TERMINAL = 4
+    OPERATOR = 5
+
+
+class Flag(IntFlag):
+    """Flags of a journal record."""
+
+    STORED = 1
+    TEST = 2
+    FRAUD = 4
+    DENIED = 8
+    COUNTED = 16
+
+
+NONE: Final = 0xFFFFFFFF
+"""No such slot: card, terminal or account."""
+
+ACCOUNT_FUNDING: Final = 0
+"""The account that top-ups come from."""
+
+RECORD: Final = np.dtype(
+    {
+        "names": [
+            "sequence", "time_us", "card_previous", "amount_fen", "debit_after_fen", "credit_after_fen",
+            "conflicting_sequence", "debit_account", "credit_account", "card", "terminal", "terminal_sequence",
+            "tap_amount_fen", "amount_due_fen", "local_date", "local_time", "line", "stop", "mac", "chip_before_fen",
+            "chip_after_fen", "payload_place", "atc", "kind", "result", "profile", "transaction_type", "tap_kind", "flags",
+            "algorithm_id", "key_version", "key_index", "rider", "city", "industry", "direction",
+        ],
+        "formats": [
+            "<u8", "<i8", "<u8", "<i8", "<i8", "<i8",
+            "<u8", "<u4", "<u4", "<u4", "<u4", "<u4",
+            "<u4", "<u4", "<u4", "<u4", "<u4", "<u4", "(4,)u1", "<u4",
+            "<u4", "<u4", "<u2", "u1", "u1", "u1", "u1", "u1", "u1",
+            "u1", "u1", "u1", "u1", "<u2", "u1", "u1",
+        ],
+        "offsets": [
+            0, 8, 16, 24, 32, 40,
+            40, 48, 52, 56, 60, 64,
+            68, 72, 76, 80, 84, 88, 92, 96,
+            100, 104, 108, 110, 111, 112, 113, 114, 115,
+            116, 117, 118, 119, 120, 122, 123,
+        ],
+        "itemsize": 128,
+    }
+)  # fmt: skip
+"""One journal record (yk_record in ext/types.h): 128 bytes. `conflicting_sequence` lies over `credit_after_fen`: a
+conflict moves nothing."""

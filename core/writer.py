@@ -1,0 +1,417 @@
+"""The one writer: gathers what is asked into groups, decides each group, and lets its answers out when it is durable.
+
+Two threads in a row, so that one group is decided while the one before it is on its way to disk:
+
+    submit → [queue] → decide (taps, commands) → [in flight] → append to journal, answer
+
+A third writes checkpoints. If a group cannot be made durable nothing of it is acknowledged; what memory ran ahead of the disk
+is thrown away and rebuilt, and the core serves again once a probe has reached the disk."""
+
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from yikatong.core import limits
+from yikatong.core.commands import Command
+from yikatong.core.errors import (
+    CommitFailed,
+    DataError,
+    DeadlineOver,
+    Full,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    Unavailable,
+    YikatongError,
+)
+from yikatong.core.journal import Group, Journal
+from yikatong.core.keys import KeySet
+from yikatong.core.memory import EngineSettings, Memory, Photograph, Progress
+from yikatong.core.store import DataDirectory
+from yikatong.core.tap import TapRules, run_taps
+from yikatong.ext.engine import EngineFull
+
+log = logging.getLogger(__name__)
+
+REBUILD_PAUSE_S: Final = 1.0  # between two tries to reach a disk that takes no writes
+
+
+class Phase(Enum):
+    """What the core is doing."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    REBUILDING = "rebuilding"
+    STOPPED = "stopped"
+
+
+@dataclass(slots=True)
+class Work:
+    """One call: a tap request (`request` bytes) or a command. `deliver` gets it back with `response` or `error` set."""
+
+    request: bytes = b""
+    stored: bool = False
+    command: Command | None = None
+    deadline: float | None = None  # time.monotonic() after which it is not begun any more
+    tag: Any = None  # the submitter's own
+    response: Any = None
+    error: YikatongError | None = None
+
+
+def _queued_bytes(work: Work) -> int:
+    return len(work.request) + 64
+
+
+class Observer:
+    """What the metrics want to know; every method may be called from the core's threads."""
+
+    def on_taps(self, outcomes: npt.NDArray[np.void]) -> None:
+        """A batch of taps was decided (outcomes: array of ext.engine.OUTCOME)."""
+
+    def on_commit(self, records: int, seconds: float, sequence: int) -> None:
+        """A group became durable; `sequence` is its last."""
+
+    def on_checkpoint(self, sequence: int, seconds: float, imbalance_fen: int) -> None:
+        """A checkpoint became durable."""
+
+    def on_phase(self, phase: Phase) -> None:
+        """The core entered a phase."""
+
+
+@dataclass(frozen=True)
+class CoreSettings:
+    """Settings of the core; see core/limits.py for reasons and defaults."""
+
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    taps: TapRules = field(default_factory=TapRules)
+    checkpoint_s: float = limits.CHECKPOINT_S
+    checkpoint_records: int = limits.CHECKPOINT_RECORDS
+
+
+@dataclass(slots=True)
+class _Decided:
+    """A group on its way to disk, with the work that waits for it; or a photograph that waits until all before it is durable."""
+
+    group: Group | None
+    works: list[Work]
+    photograph: Photograph | None = None
+
+
+class Core:
+    """Opens the data directory, restores, and serves until closed. Raises DataError when the directory cannot be used."""
+
+    def __init__(
+        self,
+        directory: DataDirectory,
+        key_sets: list[KeySet],
+        settings: CoreSettings,
+        deliver: Callable[[list[Work]], None],
+        observer: Observer | None = None,
+        clock_ns: Callable[[], int] = time.time_ns,
+        progress: Progress = lambda done, total: None,
+    ) -> None:
+        self._directory = directory
+        self._key_sets = key_sets
+        self._settings = settings
+        self._deliver = deliver
+        self._observer = observer or Observer()
+        self._clock_ns = clock_ns
+        self._phase = Phase.STARTING
+        self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._queue_bytes = 0
+        self._queue_lock = threading.Lock()
+        self._in_flight: queue.Queue[_Decided | None] = queue.Queue(limits.GROUPS_IN_FLIGHT_MAX)
+        self._commit_fault: Exception | None = None  # set by the journal's thread, cleared by a rebuild
+        self._settling: queue.SimpleQueue[tuple[Photograph, bool]] = queue.SimpleQueue()
+        self._checkpointing = False
+        self._checkpoint_thread: threading.Thread | None = None
+        self.journal, self._memory = self._open(progress)
+        self._last_time_us = self.journal.last_time_us
+        self._checkpoint_due = time.monotonic() + settings.checkpoint_s
+        self._observer.on_commit(0, 0.0, self.journal.next_sequence - 1)
+        self._observer.on_checkpoint(self._memory.checkpoint_sequence, 0.0, self._memory.engine.imbalance_fen())
+        self._enter(Phase.SERVING)
+        self._journal_thread = threading.Thread(target=self._run_journal, name="journal", daemon=True)
+        self._writer_thread = threading.Thread(target=self._run_writer, name="writer", daemon=True)
+        self._journal_thread.start()
+        self._writer_thread.start()
+
+    def _open(self, progress: Progress = lambda done, total: None) -> tuple[Journal, Memory]:
+        journal = Journal(self._directory.journal)
+        memory = Memory(self._directory, journal, self._key_sets, self._settings.engine)
+        memory.restore(progress)
+        return journal, memory
+
+    # ---- any thread ----
+
+    @property
+    def phase(self) -> Phase:
+        return self._phase
+
+    @property
+    def memory_bytes(self) -> dict[str, int]:
+        """What the engine holds, by kind."""
+        sizes: dict[str, int] = self._memory.engine.memory_bytes()
+        return sizes
+
+    def submit(self, work: Work) -> None:
+        """Queue work; `deliver` will get it. Raises Overloaded or Unavailable at once instead."""
+        if self._phase is not Phase.SERVING:
+            raise Unavailable(f"the core is {self._phase.value}")
+        with self._queue_lock:
+            if self._queue_bytes + _queued_bytes(work) > limits.QUEUE_BYTES_MAX:
+                raise Overloaded("too much is waiting for the writer")
+            self._queue_bytes += _queued_bytes(work)
+        self._queue.put(work)
+
+    def close(self) -> None:
+        """Finish what was submitted, write a checkpoint, and stop. The data directory stays open."""
+        if self._phase is Phase.STOPPED:
+            return
+        self._enter(Phase.STOPPED)
+        self._queue.put(None)
+        self._writer_thread.join()
+        self._journal_thread.join()
+        if self._checkpoint_thread:
+            self._checkpoint_thread.join()
+        self._settle_checkpoint()
+        if self._commit_fault is None:
+            self._final_checkpoint()
+        late: list[Work] = []
+        with contextlib.suppress(queue.Empty):
+            while (work := self._queue.get_nowait()) is not None:
+                late.append(work)  # submitted in the very moment of closing
+        self._fail(late)
+        self._memory.close()
+
+    # ---- the writer's thread ----
+
+    def _enter(self, phase: Phase) -> None:
+        self._phase = phase
+        self._observer.on_phase(phase)
+
+    def _run_writer(self) -> None:
+        waiting: deque[Work] = deque()
+        taken: list[Work] = []  # what the group in the making holds
+        closing = False
+        while waiting or not closing:
+            closing = self._gather(waiting, closing)
+            try:
+                self._settle_checkpoint()
+                if self._commit_fault is not None:
+                    self._fail(waiting)
+                    self._rebuild()
+                    continue
+                if waiting:
+                    time_us = self._decide(waiting, taken)
+                    self._send(taken, time_us)
+                self._maybe_checkpoint()
+            except Exception as fault:
+                # Whatever it was, memory may be half-way through something: what is on disk is what counts.
+                log.exception("a group could not be decided")
+                self._commit_fault = fault
+                self._fail(taken)
+        self._in_flight.put(None)
+
+    def _gather(self, waiting: deque[Work], closing: bool) -> bool:
+        """Take what is queued, and wait for the first of it; True once the queue was closed."""
+        with contextlib.suppress(queue.Empty):
+            if not waiting and not closing:
+                pause_s = max(0.05, min(1.0, self._checkpoint_due - time.monotonic()))
+                if (work := self._queue.get(timeout=pause_s)) is None:
+                    return True
+                waiting.append(work)
+            while len(waiting) < limits.GROUP_TAPS_MAX:
+                if (work := self._queue.get_nowait()) is None:
+                    return True
+                waiting.append(work)
+        return closing
+
+    def _decide(self, waiting: deque[Work], taken: list[Work]) -> int:
+        """Move work from the front of what waits into the group, in order: first commands, then one batch of taps. What does
+        not fit stays waiting. Returns the group's journal time."""
+        self._last_time_us = time_us = max(self._clock_ns() // 1000, self._last_time_us)
+        now = time.monotonic()
+        while waiting and waiting[0].command is not None and len(taken) < limits.REQUEST_ITEMS_MAX:
+            work = waiting.popleft()
+            taken.append(work)
+            if not self._is_late(work, now):
+                self._command(work, time_us)
+        batch: list[Work] = []
+        while waiting and waiting[0].command is None and len(batch) < limits.GROUP_TAPS_MAX:
+            work = waiting.popleft()
+            taken.append(work)
+            if not self._is_late(work, now):
+                batch.append(work)
+        if batch:
+            self._taps(batch, waiting, taken, time_us)
+        return time_us
+
+    def _taps(self, batch: list[Work], waiting: deque[Work], taken: list[Work], time_us: int) -> None:
+        result = run_taps(
+            self._memory, [work.request for work in batch], [work.stored for work in batch], time_us, self._settings.taps
+        )
+        self._observer.on_taps(result.outcomes)
+        left: list[Work] = []
+        for work, response in zip(batch, result.responses, strict=True):
+            if response is None:
+                left.append(work)
+            elif isinstance(response, YikatongError):
+                work.error = response
+            else:
+                work.response = response
+        if left:
+            kept = {id(work) for work in left}
+            taken[:] = [work for work in taken if id(work) not in kept]
+            waiting.extendleft(reversed(left))
+
+    def _is_late(self, work: Work, now: float) -> bool:
+        if work.deadline is not None and work.deadline < now:
+            work.error = DeadlineOver("the deadline had passed before the work began")
+            return True
+        return False
+
+    def _command(self, work: Work, time_us: int) -> None:
+        assert work.command is not None
+        try:
+            work.response = work.command(self._memory, time_us)
+        except (InvalidRequest, NotFound) as error:
+            work.error = error
+        except EngineFull as error:
+            work.error = Full(str(error))
+
+    def _send(self, taken: list[Work], time_us: int) -> None:
+        """Hand the group to the journal's thread."""
+        first_sequence, count, records, payloads = self._memory.engine.take_group()
+        group = Group(first_sequence, count, records, payloads, time_us) if count else None
+        works = list(taken)
+        taken.clear()
+        self._release(works)
+        self._in_flight.put(_Decided(group, works))
+
+    def _release(self, works: Iterable[Work]) -> None:
+        with self._queue_lock:
+            self._queue_bytes -= sum(_queued_bytes(work) for work in works)
+
+    def _fail(self, works: deque[Work] | list[Work]) -> None:
+        """Nothing of these was done."""
+        failed = list(works)
+        works.clear()
+        self._release(failed)
+        for work in failed:
+            work.response, work.error = None, Unavailable("the journal could not be written; nothing was done")
+        if failed:
+            self._deliver(failed)
+
+    def _rebuild(self) -> None:
+        """Throw memory away and restore it from disk, as at a start; then try whether the disk takes writes."""
+        if self._phase is not Phase.REBUILDING:
+            self._enter(Phase.REBUILDING)
+            log.error("the journal could not be written: %s; rebuilding from disk", self._commit_fault)
+        self._in_flight.join()  # what was decided on top of the failed group has been refused too
+        if self._checkpoint_thread:
+            self._checkpoint_thread.join()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._settling.get_nowait()
+        self._checkpointing = False
+        try:
+            self._memory.close()
+            self._directory.reopen()
+            self.journal, self._memory = self._open()
+            self.journal.probe()
+        except (DataError, MemoryError, EngineFull) as error:
+            log.error("still not serving: %s", error)
+            time.sleep(REBUILD_PAUSE_S)
+            return
+        self._last_time_us = max(self._last_time_us, self.journal.last_time_us)
+        self._commit_fault = None
+        self._enter(Phase.SERVING)
+        log.info("rebuilt at sequence %d; serving again", self.journal.next_sequence - 1)
+
+    # ---- the journal's thread ----
+
+    def _run_journal(self) -> None:
+        while (decided := self._in_flight.get()) is not None:
+            try:
+                if decided.photograph is not None:
+                    self._start_checkpoint(decided.photograph)
+                else:
+                    self._commit(decided)
+            finally:
+                self._in_flight.task_done()
+
+    def _commit(self, decided: _Decided) -> None:
+        if self._commit_fault is None and decided.group is not None:
+            begun = time.perf_counter()
+            try:
+                self.journal.append(decided.group)
+            except (CommitFailed, MemoryError) as fault:
+                self._commit_fault = fault
+            else:
+                self._observer.on_commit(decided.group.count, time.perf_counter() - begun, self.journal.next_sequence - 1)
+        if self._commit_fault is not None:
+            # Reads of this group may have seen what is not durable: they are refused with it.
+            for work in decided.works:
+                work.response, work.error = None, Unavailable("the journal could not be written; nothing was done")
+        if decided.works:
+            self._deliver(decided.works)
+
+    # ---- checkpoints ----
+
+    def _maybe_checkpoint(self) -> None:
+        since = self._memory.engine.next_sequence - 1 - self._memory.checkpoint_sequence
+        if self._checkpointing or since == 0:
+            if since == 0:
+                self._checkpoint_due = time.monotonic() + self._settings.checkpoint_s
+            return
+        if since >= self._settings.checkpoint_records or time.monotonic() >= self._checkpoint_due:
+            self._checkpointing = True
+            self._checkpoint_due = time.monotonic() + self._settings.checkpoint_s
+            self._imbalance_fen = self._memory.engine.imbalance_fen()
+            # Behind all groups that it stands for, so that they are durable when it is written.
+            self._in_flight.put(_Decided(None, [], self._memory.photograph()))
+
+    def _start_checkpoint(self, photograph: Photograph) -> None:
+        if self._commit_fault is not None:
+            return
+        assert self.journal.next_sequence == photograph.sequence + 1
+        self._checkpoint_thread = threading.Thread(
+            target=self._write_checkpoint, args=(photograph, self.journal.head), name="checkpoint", daemon=True
+        )
+        self._checkpoint_thread.start()
+
+    def _write_checkpoint(self, photograph: Photograph, head: bytes) -> None:
+        begun = time.perf_counter()
+        try:
+            self._memory.write_checkpoint(photograph, head)
+        except Exception as error:
+            level = logging.ERROR if isinstance(error, DataError) else logging.CRITICAL
+            log.log(level, "the checkpoint at sequence %d was not written: %s", photograph.sequence, error)
+            self._settling.put((photograph, False))
+        else:
+            self._observer.on_checkpoint(photograph.sequence, time.perf_counter() - begun, self._imbalance_fen)
+            self._settling.put((photograph, True))
+
+    def _settle_checkpoint(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            photograph, written = self._settling.get_nowait()
+            self._memory.settle_checkpoint(photograph, written)
+            self._checkpointing = False
+
+    def _final_checkpoint(self) -> None:
+        if self._memory.engine.next_sequence - 1 == self._memory.checkpoint_sequence:
+            return
+        self._imbalance_fen = self._memory.engine.imbalance_fen()
+        self._write_checkpoint(self._memory.photograph(), self.journal.head)
+        self._settle_checkpoint()

@@ -1,0 +1,671 @@
+# cython: boundscheck=False, wraparound=False
+"""The engine (engine.h) as Python sees it: batches of requests in, records and responses out. The GIL is released in every
+stage. One thread calls everything, but for `frozen_*`, which one other thread may call between `freeze` and `release`."""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcpy, memset
+
+import numpy as np
+
+cimport numpy as np
+
+np.import_array()
+
+cdef extern from "types.h":
+    ctypedef struct yk_card_number:
+        uint64_t low
+        uint16_t high
+        uint8_t digits
+    ctypedef struct yk_tap:
+        uint16_t atc
+        uint8_t result
+        uint8_t search_card
+        uint8_t search_terminal
+        uint32_t card
+        uint32_t terminal
+        uint32_t terminal_sequence
+        uint64_t card_prior
+        uint64_t terminal_prior
+    ctypedef struct yk_record:
+        uint64_t sequence
+    ctypedef struct yk_outcome:
+        pass
+    uint32_t yk_settlement_date(int64_t time_us) nogil
+    enum: YK_NONE
+
+cdef extern from "decode.h":
+    ctypedef struct yk_decode_rules:
+        uint64_t now_local_s
+        uint32_t clock_ahead_s_max
+        uint32_t taps_max
+    int yk_decode_request(const uint8_t *bytes, size_t n, int stored, const yk_decode_rules *rules, yk_tap *taps) nogil
+    int yk_card_number_parse(const uint8_t *text, size_t n, yk_card_number *number) nogil
+    size_t yk_card_number_print(const yk_card_number *number, char *text) nogil
+    int64_t yk_local_seconds(uint32_t date, uint32_t time) nogil
+
+cdef extern from "table.h":
+    enum: YK_PAGE_BYTES
+    ctypedef struct yk_table:
+        uint32_t slot_bytes
+        uint32_t count
+        uint32_t pages_max
+        uint32_t frozen_count
+        uint8_t **pages
+    int64_t yk_table_freeze(yk_table *table) nogil
+    uint32_t yk_table_frozen_page(yk_table *table, uint32_t i, uint8_t *out) nogil
+    void yk_table_thaw(yk_table *table) nogil
+    int yk_table_restore_page(yk_table *table, uint32_t page, const uint8_t *bytes) nogil
+    const void *yk_table_read(const yk_table *table, uint32_t slot) nogil
+
+cdef extern from "index.h":
+    ctypedef struct yk_slots:
+        uint64_t mask
+    ctypedef struct yk_seen_entry:
+        uint64_t key_1
+        uint64_t sequence
+    ctypedef struct yk_seen:
+        yk_seen_entry *entries
+        uint64_t mask
+        uint64_t used
+    int yk_seen_reserve(yk_seen *seen, uint64_t more, uint64_t seed) nogil
+    void yk_seen_put(yk_seen *seen, uint64_t key, uint64_t hash, uint64_t sequence) nogil
+    void yk_seen_free(yk_seen *seen) nogil
+    uint64_t yk_hash(uint64_t key, uint64_t seed) nogil
+
+cdef extern from "engine.h":
+    enum: YK_OK, YK_NO_MEMORY, YK_FULL, YK_PRIOR_MISSING, YK_CORRUPT
+    enum: YK_OUTCOME_BYTES_MAX
+    ctypedef struct yk_card:
+        yk_card_number number
+        uint8_t issuer_id[8]
+        uint64_t last_sequence
+        uint32_t account
+        uint32_t expires
+        uint32_t atc_next
+        uint32_t denied_since_s
+        uint8_t rider
+    ctypedef struct yk_account:
+        int64_t balance_fen
+    ctypedef struct yk_terminal:
+        uint64_t sequence_next
+        uint32_t account
+        uint8_t number[6]
+        uint8_t kind
+    ctypedef struct yk_engine_config:
+        uint32_t cards_max
+        uint32_t accounts_max
+        uint32_t terminals_max
+        uint32_t ring_records
+        uint32_t batch_taps_max
+        uint32_t stored_grace_s
+        uint64_t hash_seed
+    ctypedef struct yk_engine:
+        yk_engine_config config
+        yk_table cards, accounts, terminals
+        yk_slots card_index, terminal_index
+        yk_seen card_seen, terminal_seen, card_seen_frozen, terminal_seen_frozen
+        yk_record *ring
+        uint64_t ring_first
+        uint64_t next_sequence
+        uint32_t key_count
+        yk_record *group
+        uint32_t group_count, group_capacity
+        uint8_t *payload
+        uint32_t payload_bytes, payload_capacity
+        int64_t moved_fen
+    int yk_engine_init(yk_engine *engine, const yk_engine_config *config) nogil
+    void yk_engine_free(yk_engine *engine) nogil
+    int yk_engine_add_key(yk_engine *engine, const uint8_t *issuer_id, uint8_t version, uint8_t index, const uint8_t *key) nogil
+    void yk_lookup(const yk_engine *engine, yk_tap *taps, uint32_t n) nogil
+    void yk_verify(const yk_engine *engine, yk_tap *taps, uint32_t n) nogil
+    int yk_run(yk_engine *engine, const yk_tap *taps, uint32_t n, const yk_record *priors, uint32_t prior_count,
+               int64_t time_us, yk_outcome *outcomes) nogil
+    size_t yk_respond(const yk_outcome *outcomes, uint32_t n, uint8_t *out) nogil
+    void yk_outcome_of_record(const yk_record *record, yk_outcome *outcome) nogil
+    uint32_t yk_find_card(const yk_engine *engine, const yk_card_number *number) nogil
+    uint32_t yk_find_terminal(const yk_engine *engine, const uint8_t *number) nogil
+    int yk_add_operator(yk_engine *engine, int64_t time_us, const uint8_t *payload, uint32_t payload_bytes,
+                        uint32_t *account) nogil
+    int yk_add_card(yk_engine *engine, const yk_card_number *number, const uint8_t *issuer_id, uint8_t rider, uint32_t expires,
+                    int64_t time_us, const uint8_t *payload, uint32_t payload_bytes, uint32_t *slot) nogil
+    int yk_add_terminal(yk_engine *engine, const uint8_t *number, uint8_t kind, uint32_t account, int64_t time_us,
+                        const uint8_t *payload, uint32_t payload_bytes, uint32_t *slot) nogil
+    int yk_top_up(yk_engine *engine, uint32_t card, int64_t amount_fen, int64_t time_us, const uint8_t *payload,
+                  uint32_t payload_bytes) nogil
+    int yk_replay(yk_engine *engine, const yk_record *records, uint32_t n, uint32_t *at) nogil
+    int yk_reindex(yk_engine *engine) nogil
+    int yk_audit(int64_t *balances, uint32_t accounts, const yk_record *records, uint32_t n, uint32_t *at) nogil
+    int64_t yk_imbalance(const yk_engine *engine) nogil
+    int yk_in_ring(const yk_engine *engine, uint64_t sequence, uint64_t margin) nogil
+    uint64_t yk_card_seen_key(uint32_t card, uint16_t atc) nogil
+    uint64_t yk_terminal_seen_key(uint32_t terminal, uint32_t sequence) nogil
+
+cdef enum:
+    RECORD_BYTES = 128
+
+NONE = <uint32_t>YK_NONE
+PAGE_BYTES = YK_PAGE_BYTES
+
+OUTCOME = np.dtype({
+    "names": ["charged_fen", "balance_after_fen", "sequence", "conflicting_sequence", "settlement_date", "result",
+              "duplicate", "invalid_field", "terminal_kind", "key_version", "fraud"],
+    "formats": ["<i8", "<i8", "<u8", "<u8", "<u4", "u1", "u1", "u1", "u1", "u1", "u1"],
+    "offsets": [0, 8, 16, 24, 32, 36, 37, 38, 39, 40, 41],
+    "itemsize": sizeof(yk_outcome),
+})
+
+
+class EngineFault(Exception):
+    """Memory no longer agrees with itself or with the journal: it must be thrown away and rebuilt."""
+
+
+class EngineFull(Exception):
+    """No room: the configured number of cards, accounts or terminals is reached, or the machine is out of memory."""
+
+
+cdef int _check(int error) except -1:
+    if error == YK_OK:
+        return 0
+    if error == YK_FULL:
+        raise EngineFull("the configured number of cards, accounts or terminals is reached")
+    if error == YK_NO_MEMORY:
+        raise EngineFull("out of memory")
+    if error == YK_PRIOR_MISSING:
+        raise EngineFault("an earlier record that the index names is not in the journal")
+    raise EngineFault("a record does not follow from the ones before it")
+
+
+cdef int _card_number(str text, yk_card_number *number) except -1:
+    cdef bytes raw = text.encode("utf-8", "surrogatepass")
+    if yk_card_number_parse(<const uint8_t *>PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw), number) != 0:
+        raise ValueError("card_number: 1 to 20 digits are wanted")
+    return 0
+
+
+def is_card_number(str text):
+    """Whether `text` is a card number: 1 to 20 ASCII digits."""
+    cdef yk_card_number number
+    cdef bytes raw = text.encode("utf-8", "surrogatepass")
+    return yk_card_number_parse(<const uint8_t *>PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw), &number) == 0
+
+
+def settlement_date(int64_t time_us):
+    """The UTC+8 day of a journal time (microseconds since 1970, UTC) as YYYYMMDD."""
+    return yk_settlement_date(time_us)
+
+
+def local_seconds(date, time):
+    """Seconds since 1970 (UTC) of a local date YYYYMMDD and time hhmmss (UTC+8); -1 where there is no such time in 2000 to 2099."""
+    if not 0 <= date <= 0xFFFFFFFF or not 0 <= time <= 0xFFFFFFFF:
+        return -1
+    return yk_local_seconds(date, time)
+
+
+def outcomes_of_records(const uint8_t[::1] records not None):
+    """The answers that the taps of these journal records got: array of OUTCOME."""
+    cdef Py_ssize_t n = records.shape[0] // RECORD_BYTES, i
+    answers = np.zeros(n, OUTCOME)
+    cdef uint8_t[::1] out = answers.view(np.uint8)
+    for i in range(n):
+        yk_outcome_of_record(<const yk_record *>&records[i * RECORD_BYTES], <yk_outcome *>&out[i * sizeof(yk_outcome)])
+    return answers
+
+
+def audit(int64_t[::1] balances not None, const uint8_t[::1] records not None):
+    """Apply records' postings to `balances` (fen, by account, changed in place) and hold each against the balances that the
+    record states. Returns the index of the first record that does not agree, or -1."""
+    cdef uint32_t n = <uint32_t>(records.shape[0] // RECORD_BYTES), at = 0
+    cdef int error = YK_OK
+    if n:
+        with nogil:
+            error = yk_audit(&balances[0], <uint32_t>balances.shape[0], <const yk_record *>&records[0], n, &at)
+    return -1 if error == YK_OK else at
+
+
+cdef class Engine:
+    """Cards, accounts and terminals in memory, and the stages of a tap batch over them.
+
+    A batch is driven by calling decode, lookup, verify, run and respond in this order (core/tap.py)."""
+
+    cdef yk_engine engine
+    cdef yk_tap *taps
+    cdef yk_outcome *outcomes
+    cdef uint32_t tap_count, tap_capacity
+    cdef uint8_t *scratch
+    cdef size_t scratch_bytes
+    cdef list requests         # kept alive: taps point into them
+    cdef list request_counts   # taps of each request, or a negative decode error
+
+    def __cinit__(self, *, uint32_t cards_max, uint32_t terminals_max, uint32_t ring_records, uint32_t batch_taps_max,
+                  uint32_t stored_grace_s, uint64_t hash_seed):
+        if ring_records & (ring_records - 1):
+            raise ValueError("ring_records: a power of two is wanted")
+        cdef yk_engine_config config
+        config.cards_max = cards_max
+        config.terminals_max = terminals_max
+        config.accounts_max = cards_max + terminals_max + 1
+        config.ring_records = ring_records
+        config.batch_taps_max = batch_taps_max
+        config.stored_grace_s = stored_grace_s
+        config.hash_seed = hash_seed
+        _check(yk_engine_init(&self.engine, &config))
+        self.tap_capacity = batch_taps_max
+        self.taps = <yk_tap *>malloc(batch_taps_max * sizeof(yk_tap))
+        self.outcomes = <yk_outcome *>malloc(batch_taps_max * sizeof(yk_outcome))
+        self.scratch_bytes = <size_t>batch_taps_max * YK_OUTCOME_BYTES_MAX
+        self.scratch = <uint8_t *>malloc(self.scratch_bytes)
+        if not self.taps or not self.outcomes or not self.scratch:
+            raise MemoryError
+        self.requests = []
+        self.request_counts = []
+
+    def __dealloc__(self):
+        yk_engine_free(&self.engine)
+        free(self.taps)
+        free(self.outcomes)
+        free(self.scratch)
+
+    def add_key(self, const uint8_t[::1] issuer_id not None, uint8_t version, uint8_t index, const uint8_t[::1] key not None):
+        """Set the key above the cards' of one issuer (8 bytes) for a key version and index: the issuer's or, with one level, the master."""
+        if issuer_id.shape[0] != 8 or key.shape[0] != 16:
+            raise ValueError("issuer_id has 8 bytes, key has 16")
+        _check(yk_engine_add_key(&self.engine, &issuer_id[0], version, index, &key[0]))
+
+    # ---- the stages of a batch ----
+
+    def decode(self, list requests, list stored, uint64_t now_s, uint32_t clock_ahead_s_max, uint32_t request_taps_max):
+        """Read requests (bytes each; `stored` tells SubmitTapsRequest from AuthorizeTapRequest). Returns for each request how many
+        taps it holds, or a negative decode error (decode.h), or None where the batch had no room left for it and all after it."""
+        cdef yk_decode_rules rules
+        cdef bytes request
+        cdef int count, is_stored
+        cdef Py_ssize_t i
+        cdef const uint8_t *data
+        cdef size_t n
+        cdef uint32_t room
+        rules.now_local_s = now_s
+        rules.clock_ahead_s_max = clock_ahead_s_max
+        self.requests = requests
+        self.request_counts = counts = []
+        self.tap_count = 0
+        for i in range(len(requests)):
+            request = <bytes?>requests[i]
+            is_stored = 1 if stored[i] else 0
+            room = self.tap_capacity - self.tap_count
+            rules.taps_max = min(room, request_taps_max)
+            data = <const uint8_t *>PyBytes_AS_STRING(request)
+            n = PyBytes_GET_SIZE(request)
+            if n < 4096:
+                count = yk_decode_request(data, n, is_stored, &rules, self.taps + self.tap_count)
+            else:
+                with nogil:
+                    count = yk_decode_request(data, n, is_stored, &rules, self.taps + self.tap_count)
+            if count == -4 and room < request_taps_max:
+                counts.extend([None] * (len(requests) - i))
+                break
+            counts.append(count)
+            if count > 0:
+                self.tap_count += count
+        return counts
+
+    def lookup(self):
+        with nogil:
+            yk_lookup(&self.engine, self.taps, self.tap_count)
+
+    def searches(self):
+        """Counters that went back and are not among those seen since the last checkpoint: (tap indices, card keys, tap indices,
+        terminal keys), to be searched for in the segments; None where there are none, as is usual."""
+        cdef uint32_t i
+        cards, terminals = [], []
+        for i in range(self.tap_count):
+            if self.taps[i].search_card:
+                cards.append((i, yk_card_seen_key(self.taps[i].card, self.taps[i].atc)))
+            if self.taps[i].search_terminal:
+                terminals.append((i, yk_terminal_seen_key(self.taps[i].terminal, self.taps[i].terminal_sequence)))
+        if not cards and not terminals:
+            return None
+        return cards, terminals
+
+    def found(self, list cards, list terminals):
+        """What `searches` asked for: pairs of tap index and sequence (0: never seen)."""
+        for i, sequence in cards:
+            self.taps[<uint32_t>i].card_prior = sequence
+        for i, sequence in terminals:
+            self.taps[<uint32_t>i].terminal_prior = sequence
+
+    def priors_wanted(self):
+        """Sequences of earlier records that `run` will look at and that are no longer in the ring: sorted, without repeats."""
+        cdef uint32_t i
+        wanted = set()
+        for i in range(self.tap_count):
+            if self.taps[i].card_prior and not yk_in_ring(&self.engine, self.taps[i].card_prior, self.tap_count):
+                wanted.add(self.taps[i].card_prior)
+            if self.taps[i].terminal_prior and not yk_in_ring(&self.engine, self.taps[i].terminal_prior, self.tap_count):
+                wanted.add(self.taps[i].terminal_prior)
+        return sorted(wanted)
+
+    def verify(self):
+        with nogil:
+            yk_verify(&self.engine, self.taps, self.tap_count)
+
+    def run(self, int64_t time_us, bytes priors=b""):
+        """Decide and post every tap. `priors`: the records that `priors_wanted` names, in that order. Returns the outcomes as an
+        array of OUTCOME that is good until the next `decode`."""
+        cdef int error
+        cdef const yk_record *prior_records = <const yk_record *>PyBytes_AS_STRING(priors)
+        cdef uint32_t prior_count = <uint32_t>(PyBytes_GET_SIZE(priors) // RECORD_BYTES)
+        with nogil:
+            error = yk_run(&self.engine, self.taps, self.tap_count, prior_records, prior_count, time_us, self.outcomes)
+        _check(error)
+        if self.tap_count == 0:
+            return np.empty(0, OUTCOME)
+        return np.asarray(<uint8_t[:self.tap_count * sizeof(yk_outcome)]><uint8_t *>self.outcomes).view(OUTCOME)
+
+    def respond(self):
+        """One response for each request of the batch, in order (bytes; None where the request could not be decoded)."""
+        cdef uint32_t at = 0, count
+        cdef size_t n
+        responses = []
+        for counted in self.request_counts:
+            if counted is None or counted <= 0:
+                responses.append(None)
+                continue
+            count = counted
+            if count < 64:
+                n = yk_respond(self.outcomes + at, count, self.scratch)
+            else:
+                with nogil:
+                    n = yk_respond(self.outcomes + at, count, self.scratch)
+            responses.append(PyBytes_FromStringAndSize(<const char *>self.scratch, n))
+            at += count
+        self.requests = []
+        return responses
+
+    def take_group(self):
+        """The records since the last take: (first sequence, count, records, payloads), and forget them. Raises EngineFault when
+        the changes to balances do not add up to zero."""
+        if self.engine.moved_fen != 0:
+            raise EngineFault(f"a batch moved {self.engine.moved_fen} fen out of nowhere")
+        records = PyBytes_FromStringAndSize(<const char *>self.engine.group, <Py_ssize_t>self.engine.group_count * RECORD_BYTES)
+        payloads = PyBytes_FromStringAndSize(<const char *>self.engine.payload, self.engine.payload_bytes)
+        count = self.engine.group_count
+        self.engine.group_count = 0
+        self.engine.payload_bytes = 0
+        return self.engine.next_sequence - count, count, records, payloads
+
+    # ---- cold writes and reads ----
+
+    def find_card(self, str card_number):
+        """Slot of a card, or NONE. ValueError when it is no card number."""
+        cdef yk_card_number number
+        _card_number(card_number, &number)
+        return yk_find_card(&self.engine, &number)
+
+    def find_terminal(self, bytes terminal_number):
+        """Slot of a terminal (6 bytes), or NONE."""
+        if len(terminal_number) != 6:
+            raise ValueError("terminal_number: 6 bytes are wanted")
+        return yk_find_terminal(&self.engine, <const uint8_t *>PyBytes_AS_STRING(terminal_number))
+
+    def card(self, uint32_t slot):
+        """One card as a dict of its slot's fields."""
+        if slot >= self.engine.cards.count:
+            raise IndexError(f"there is no card in slot {slot}")
+        cdef const yk_card *card = <const yk_card *>yk_table_read(&self.engine.cards, slot)
+        cdef char text[20]
+        cdef size_t n = yk_card_number_print(&card.number, text)
+        return {
+            "card_number": text[:n].decode("ascii"),
+            "issuer_id": (<const char *>card.issuer_id)[:8],
+            "account": card.account,
+            "expires": card.expires,
+            "rider": card.rider,
+            "atc_next": card.atc_next,
+            "denied_since_s": card.denied_since_s,
+            "last_sequence": card.last_sequence,
+        }
+
+    def terminal(self, uint32_t slot):
+        """One terminal as a dict of its slot's fields."""
+        if slot >= self.engine.terminals.count:
+            raise IndexError(f"there is no terminal in slot {slot}")
+        cdef const yk_terminal *terminal = <const yk_terminal *>yk_table_read(&self.engine.terminals, slot)
+        return {
+            "terminal_number": (<const char *>terminal.number)[:6],
+            "account": terminal.account,
+            "kind": terminal.kind,
+            "sequence_next": terminal.sequence_next,
+        }
+
+    def balance_fen(self, uint32_t account):
+        if account >= self.engine.accounts.count:
+            raise IndexError(f"there is no account {account}")
+        return (<const yk_account *>yk_table_read(&self.engine.accounts, account)).balance_fen
+
+    def balances_fen(self):
+        """All balances, by account: array of int64."""
+        cdef uint32_t account
+        balances = np.empty(self.engine.accounts.count, np.int64)
+        cdef int64_t[::1] out = balances
+        with nogil:
+            for account in range(self.engine.accounts.count):
+                out[account] = (<const yk_account *>yk_table_read(&self.engine.accounts, account)).balance_fen
+        return balances
+
+    def imbalance_fen(self):
+        """Sum over all accounts; anything but 0 is a fault."""
+        cdef int64_t total
+        with nogil:
+            total = yk_imbalance(&self.engine)
+        return total
+
+    def seen_in_memory(self, uint64_t card_key, uint64_t terminal_key):
+        """Sequences under a card key and a terminal key among those seen since the last checkpoint; 0: not there."""
+        return (
+            _seen(&self.engine.card_seen, &self.engine.card_seen_frozen, card_key, self.engine.config.hash_seed),
+            _seen(&self.engine.terminal_seen, &self.engine.terminal_seen_frozen, terminal_key, self.engine.config.hash_seed),
+        )
+
+    def add_operator(self, int64_t time_us, bytes payload):
+        """Open an operator's payable account; returns its number."""
+        cdef uint32_t account = 0
+        _check(yk_add_operator(&self.engine, time_us, <const uint8_t *>PyBytes_AS_STRING(payload), len(payload), &account))
+        return account
+
+    def add_card(self, str card_number, bytes issuer_id, uint8_t rider, uint32_t expires, int64_t time_us, bytes payload):
+        """Register a card that is not there yet; returns its slot."""
+        cdef yk_card_number number
+        cdef uint32_t slot = 0
+        _card_number(card_number, &number)
+        if len(issuer_id) != 8:
+            raise ValueError("issuer_id: 8 bytes are wanted")
+        _check(yk_add_card(&self.engine, &number, <const uint8_t *>PyBytes_AS_STRING(issuer_id), rider, expires, time_us,
+                           <const uint8_t *>PyBytes_AS_STRING(payload), len(payload), &slot))
+        return slot
+
+    def add_terminal(self, bytes terminal_number, uint8_t kind, uint32_t account, int64_t time_us, bytes payload):
+        """Register a terminal that is not there yet; returns its slot."""
+        cdef uint32_t slot = 0
+        if len(terminal_number) != 6:
+            raise ValueError("terminal_number: 6 bytes are wanted")
+        _check(yk_add_terminal(&self.engine, <const uint8_t *>PyBytes_AS_STRING(terminal_number), kind, account, time_us,
+                               <const uint8_t *>PyBytes_AS_STRING(payload), len(payload), &slot))
+        return slot
+
+    def top_up(self, uint32_t card, int64_t amount_fen, int64_t time_us, bytes payload):
+        """Move money from the funding account to a card's purse; returns (sequence, balance after)."""
+        if card >= self.engine.cards.count:
+            raise IndexError(f"there is no card in slot {card}")
+        _check(yk_top_up(&self.engine, card, amount_fen, time_us, <const uint8_t *>PyBytes_AS_STRING(payload), len(payload)))
+        account = (<const yk_card *>yk_table_read(&self.engine.cards, card)).account
+        return self.engine.next_sequence - 1, self.balance_fen(account)
+
+    @property
+    def next_sequence(self):
+        return self.engine.next_sequence
+
+    @property
+    def counts(self):
+        """How many cards, accounts and terminals there are."""
+        return {"cards": self.engine.cards.count, "accounts": self.engine.accounts.count,
+                "terminals": self.engine.terminals.count}
+
+    def memory_bytes(self):
+        """What the engine holds by kind: tables, indexes, counters seen since the last checkpoint, fixed buffers."""
+        tables = 0
+        cdef uint32_t page
+        cdef yk_table *table
+        for name in ("cards", "accounts", "terminals"):
+            table = self._table(name)
+            for page in range(table.pages_max):
+                if table.pages[page]:
+                    tables += YK_PAGE_BYTES
+            tables += table.pages_max * 18
+        seen = 0
+        for used in (self.engine.card_seen.mask, self.engine.terminal_seen.mask,
+                     self.engine.card_seen_frozen.mask, self.engine.terminal_seen_frozen.mask):
+            seen += (used + 1) * sizeof(yk_seen_entry) if used else 0
+        return {
+            "tables": tables,
+            "indexes": (self.engine.card_index.mask + self.engine.terminal_index.mask + 2) * 8,
+            "seen": seen,
+            "buffers": (self.engine.config.ring_records + self.engine.group_capacity) * RECORD_BYTES
+            + self.engine.payload_capacity + self.scratch_bytes
+            + self.tap_capacity * (sizeof(yk_tap) + sizeof(yk_outcome)),
+        }
+
+    # ---- checkpoint ----
+
+    cdef yk_table *_table(self, str name) except NULL:
+        if name == "cards":
+            return &self.engine.cards
+        if name == "accounts":
+            return &self.engine.accounts
+        if name == "terminals":
+            return &self.engine.terminals
+        raise KeyError(name)
+
+    def freeze(self):
+        """Begin a photograph of all tables and of the counters seen; returns what it stands for. To be ended by `release` or `thaw`."""
+        cdef yk_seen empty
+        if self.engine.card_seen_frozen.entries or self.engine.terminal_seen_frozen.entries:
+            raise RuntimeError("a photograph is already being taken")
+        pages = {}
+        for name in ("cards", "accounts", "terminals"):
+            count = yk_table_freeze(self._table(name))
+            if count < 0:
+                raise MemoryError
+            pages[name] = count
+        memset(&empty, 0, sizeof(yk_seen))
+        self.engine.card_seen_frozen = self.engine.card_seen
+        self.engine.terminal_seen_frozen = self.engine.terminal_seen
+        self.engine.card_seen = empty
+        self.engine.terminal_seen = empty
+        return {"sequence": self.engine.next_sequence - 1, "pages": pages, "counts": self.counts}
+
+    def frozen_page(self, str table, uint32_t i):
+        """Any one thread: the i-th page of the photograph of a table, once each: (page number, bytes)."""
+        cdef bytes out = PyBytes_FromStringAndSize(NULL, YK_PAGE_BYTES)
+        cdef yk_table *frozen = self._table(table)
+        cdef uint8_t *target = <uint8_t *>PyBytes_AS_STRING(out)
+        cdef uint32_t page
+        if i >= frozen.frozen_count:
+            raise IndexError(i)
+        with nogil:
+            page = yk_table_frozen_page(frozen, i, target)
+        return page, out
+
+    def frozen_seen(self):
+        """Any one thread: the counters seen, of the photograph: (card keys, sequences, terminal keys, sequences), each sorted by key."""
+        return (*_dump(&self.engine.card_seen_frozen), *_dump(&self.engine.terminal_seen_frozen))
+
+    def release(self):
+        """The photograph is safe on disk."""
+        yk_seen_free(&self.engine.card_seen_frozen)
+        yk_seen_free(&self.engine.terminal_seen_frozen)
+
+    def thaw(self):
+        """The photograph came to nothing: all of it counts as changed again."""
+        for name in ("cards", "accounts", "terminals"):
+            yk_table_thaw(self._table(name))
+        seed = self.engine.config.hash_seed
+        _check(_merge(&self.engine.card_seen, &self.engine.card_seen_frozen, seed))
+        _check(_merge(&self.engine.terminal_seen, &self.engine.terminal_seen_frozen, seed))
+        self.release()
+
+    # ---- restart ----
+
+    def restore_page(self, str table, uint32_t page, const uint8_t[::1] data not None):
+        if data.shape[0] != YK_PAGE_BYTES:
+            raise EngineFault(f"page {page} of {table} has {data.shape[0]} bytes instead of {YK_PAGE_BYTES}")
+        if yk_table_restore_page(self._table(table), page, &data[0]) != 0:
+            raise EngineFull(f"page {page} of {table} is beyond the configured number of slots")
+
+    def restored(self, dict counts, uint64_t sequence):
+        """All pages are in place: set the counts and the sequence that they stand for, and rebuild the indexes."""
+        cdef yk_table *table
+        cdef uint32_t page, pages, per_page
+        for name, count in counts.items():
+            table = self._table(name)
+            per_page = YK_PAGE_BYTES // table.slot_bytes
+            pages = (count + per_page - 1) // per_page
+            if pages > table.pages_max:
+                raise EngineFull(f"{count} {name} are more than configured")
+            for page in range(pages):
+                if not table.pages[page]:
+                    raise EngineFault(f"page {page} of {name} is missing")
+            table.count = count
+        self.engine.next_sequence = self.engine.ring_first = sequence + 1
+        _check(yk_reindex(&self.engine))
+
+    def replay(self, const uint8_t[::1] records not None):
+        """Apply records of taps and top-ups from the journal. EngineFault names the first that does not follow."""
+        cdef uint32_t n = <uint32_t>(records.shape[0] // RECORD_BYTES), at = 0
+        cdef int error
+        if n == 0:
+            return
+        with nogil:
+            error = yk_replay(&self.engine, <const yk_record *>&records[0], n, &at)
+        if error == YK_CORRUPT:
+            sequence = (<const yk_record *>&records[at * RECORD_BYTES]).sequence
+            raise EngineFault(f"record {sequence} does not follow from the ones before it")
+        _check(error)
+
+
+cdef uint64_t _seen(const yk_seen *young, const yk_seen *frozen, uint64_t key, uint64_t seed):
+    return yk_seen_anywhere(young, frozen, key, seed)
+
+
+cdef extern from "engine.h":
+    uint64_t yk_seen_anywhere(const yk_seen *young, const yk_seen *frozen, uint64_t key, uint64_t seed) nogil
+
+
+cdef tuple _dump(const yk_seen *seen):
+    keys = np.empty(seen.used, np.uint64)
+    sequences = np.empty(seen.used, np.uint64)
+    cdef uint64_t[::1] key_out = keys, sequence_out = sequences
+    cdef uint64_t at, n = 0
+    if seen.used:
+        with nogil:
+            for at in range(seen.mask + 1):
+                if seen.entries[at].key_1:
+                    key_out[n] = seen.entries[at].key_1 - 1
+                    sequence_out[n] = seen.entries[at].sequence
+                    n += 1
+    order = np.argsort(keys)
+    return keys[order], sequences[order]
+
+
+cdef int _merge(yk_seen *into, const yk_seen *other, uint64_t seed) noexcept:
+    cdef uint64_t at, key
+    if not other.entries:
+        return YK_OK
+    if yk_seen_reserve(into, other.used, seed) != 0:
+        return YK_NO_MEMORY
+    for at in range(other.mask + 1):
+        if other.entries[at].key_1:
+            key = other.entries[at].key_1 - 1
+            yk_seen_put(into, key, yk_hash(key, seed), other.entries[at].sequence)
+    return YK_OK

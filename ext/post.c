@@ -1,0 +1,160 @@
+/* The fifth stage: writes only. Balances, counters, and the record that the journal will hold. */
+#include "engine.h"
+
+int yk_reserve(yk_engine *engine, uint32_t records, uint64_t payload_bytes) {
+    uint64_t need = (uint64_t)engine->group_count + records;
+    if (need > engine->group_capacity) {
+        uint64_t capacity = need * 2;
+        yk_record *group = realloc(engine->group, capacity * sizeof *group);
+        if (!group) return YK_NO_MEMORY;
+        engine->group = group;
+        engine->group_capacity = (uint32_t)capacity;
+    }
+    uint64_t bytes = engine->payload_bytes + payload_bytes;
+    if (bytes > UINT32_MAX / 2) return YK_FULL;
+    if (bytes > engine->payload_capacity) {
+        uint8_t *payload = realloc(engine->payload, bytes * 2);
+        if (!payload) return YK_NO_MEMORY;
+        engine->payload = payload;
+        engine->payload_capacity = (uint32_t)(bytes * 2);
+    }
+    return YK_OK;
+}
+
+yk_record *yk_begin_record(yk_engine *engine, uint8_t kind, uint8_t result, int64_t time_us) {
+    yk_record *record = &engine->group[engine->group_count++];
+    memset(record, 0, sizeof *record);
+    record->sequence = engine->next_sequence++;
+    record->time_us = time_us;
+    record->kind = kind;
+    record->result = result;
+    record->card = record->terminal = record->debit_account = record->credit_account = YK_NONE;
+    return record;
+}
+
+void yk_add_payload(yk_engine *engine, yk_record *record, const uint8_t *bytes, uint32_t n) {
+    record->payload_place = engine->payload_bytes + 1;
+    uint8_t *out = engine->payload + engine->payload_bytes;
+    uint32_t length = n;
+    for (; length >= 0x80; length >>= 7) *out++ = (uint8_t)(length | 0x80);
+    *out++ = (uint8_t)length;
+    memcpy(out, bytes, n);
+    engine->payload_bytes = (uint32_t)(out + n - engine->payload);
+}
+
+void yk_end_record(yk_engine *engine, const yk_record *record) {
+    engine->ring[record->sequence & (engine->config.ring_records - 1)] = *record;
+}
+
+void yk_move(yk_engine *engine, uint32_t debit, uint32_t credit, int64_t amount_fen, yk_record *record) {
+    yk_account *from = yk_table_write(&engine->accounts, debit);
+    int64_t before = from->balance_fen;
+    from->balance_fen -= amount_fen;
+    record->debit_after_fen = from->balance_fen;
+    engine->moved_fen += from->balance_fen - before;
+
+    yk_account *to = yk_table_write(&engine->accounts, credit);
+    before = to->balance_fen;
+    to->balance_fen += amount_fen;
+    record->credit_after_fen = to->balance_fen;
+    engine->moved_fen += to->balance_fen - before;
+
+    record->amount_fen = amount_fen;
+    record->debit_account = debit;
+    record->credit_account = credit;
+}
+
+static void copy_tap(const yk_tap *tap, yk_record *record) {
+    record->card = tap->card;
+    record->terminal = tap->terminal;
+    record->terminal_sequence = tap->terminal_sequence;
+    record->tap_amount_fen = tap->amount_fen;
+    record->amount_due_fen = tap->amount_due_fen;
+    record->local_date = tap->local_date;
+    record->local_time = tap->local_time;
+    record->line = tap->line;
+    record->stop = tap->stop;
+    memcpy(record->mac, tap->mac, sizeof record->mac);
+    record->chip_before_fen = tap->chip_before_fen;
+    record->chip_after_fen = tap->chip_after_fen;
+    record->atc = tap->atc;
+    record->profile = tap->profile;
+    record->transaction_type = tap->transaction_type;
+    record->tap_kind = tap->kind;
+    record->algorithm_id = tap->algorithm_id;
+    record->key_version = tap->key_version;
+    record->key_index = tap->key_index;
+    record->rider = tap->rider;
+    record->city = tap->city;
+    record->industry = tap->industry;
+    record->direction = tap->direction;
+    record->flags = (uint8_t)((tap->stored ? YK_FLAG_STORED : 0) | (tap->test ? YK_FLAG_TEST : 0));
+}
+
+/* From here on neither the card's counter nor the terminal's sequence can be used again. */
+static void use_up(yk_engine *engine, const yk_tap *tap, yk_card *card, uint64_t sequence) {
+    uint64_t seed = engine->config.hash_seed;
+    uint64_t card_key = yk_card_seen_key(tap->card, tap->atc);
+    uint64_t terminal_key = yk_terminal_seen_key(tap->terminal, tap->terminal_sequence);
+    yk_seen_put(&engine->card_seen, card_key, yk_hash(card_key, seed), sequence);
+    yk_seen_put(&engine->terminal_seen, terminal_key, yk_hash(terminal_key, seed), sequence);
+    if (tap->atc >= card->atc_next) card->atc_next = tap->atc + 1u;
+    yk_terminal *terminal = yk_table_write(&engine->terminals, tap->terminal);
+    if (tap->terminal_sequence >= terminal->sequence_next) terminal->sequence_next = tap->terminal_sequence + 1ull;
+}
+
+static void answer_again(const yk_tap *tap, const yk_record *prior, yk_outcome *outcome) {
+    yk_outcome_of_record(prior, outcome);
+    outcome->duplicate = 1;
+    outcome->key_version = tap->key_version;
+}
+
+void yk_post(yk_engine *engine, const yk_tap *tap, const yk_decision *decision, int64_t time_us, uint32_t settlement_date,
+             yk_outcome *outcome) {
+    memset(outcome, 0, sizeof *outcome);
+    const yk_terminal *terminal = tap->terminal == YK_NONE ? NULL : yk_table_read(&engine->terminals, tap->terminal);
+    if (decision->duplicate) {
+        answer_again(tap, decision->prior, outcome);
+        outcome->terminal_kind = terminal->kind;
+        return;
+    }
+    outcome->result = decision->result;
+    outcome->key_version = tap->key_version;
+    outcome->terminal_kind = terminal ? terminal->kind : 0;
+    if (tap->result != YK_UNDECIDED) {
+        outcome->invalid_field = tap->invalid_field;
+        return;
+    }
+
+    yk_record *record = yk_begin_record(engine, YK_RECORD_TAP, decision->result, time_us);
+    copy_tap(tap, record);
+    if (decision->fraud) record->flags |= YK_FLAG_FRAUD;
+    if (decision->counts) record->flags |= YK_FLAG_COUNTED;
+    if (tap->card != YK_NONE) {
+        yk_card *card = yk_table_write(&engine->cards, tap->card);
+        record->card_previous = card->last_sequence;
+        card->last_sequence = record->sequence;
+        if (decision->counts) use_up(engine, tap, card, record->sequence);
+        if (decision->result == YK_ACCEPTED || decision->result == YK_DEBT_BOOKED) {
+            yk_move(engine, card->account, terminal->account, decision->charge_fen, record);
+        } else if (decision->counts) {
+            /* Nothing moved, but a card that has proved itself is told its balance. */
+            const yk_account *purse = yk_table_read(&engine->accounts, card->account);
+            record->debit_after_fen = purse->balance_fen;
+        }
+        if (decision->result == YK_DEBT_BOOKED && !card->denied_since_s) card->denied_since_s = (uint32_t)(time_us / 1000000);
+        if (card->denied_since_s) record->flags |= YK_FLAG_DENIED;
+    }
+    /* What a record cannot hold stays whole: a card or terminal that has no slot, and transfer data. */
+    if (tap->card == YK_NONE || tap->terminal == YK_NONE || decision->result == YK_ISSUER_MISMATCH || tap->keep_message)
+        yk_add_payload(engine, record, tap->message, tap->message_bytes);
+    if (decision->prior) record->conflicting_sequence = decision->prior->sequence;
+    yk_end_record(engine, record);
+
+    outcome->charged_fen = record->amount_fen;
+    outcome->balance_after_fen = record->debit_after_fen;
+    outcome->sequence = record->sequence;
+    outcome->settlement_date = settlement_date;
+    outcome->fraud = decision->fraud;
+    if (decision->prior) outcome->conflicting_sequence = decision->prior->sequence;
+}

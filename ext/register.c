@@ -1,0 +1,192 @@
+/* The engine's making, its indexes, and the cold writes: operators, cards, terminals, top-ups. */
+#include "engine.h"
+
+#include "sm4.h"
+
+enum { INDEX_CAPACITY_MIN = 1 << 12 };
+
+int yk_engine_init(yk_engine *engine, const yk_engine_config *config) {
+    memset(engine, 0, sizeof *engine);
+    engine->config = *config;
+    engine->next_sequence = engine->ring_first = 1;
+    engine->ring = calloc(config->ring_records, sizeof *engine->ring);
+    if (!engine->ring || yk_table_init(&engine->cards, sizeof(yk_card), config->cards_max) != 0 ||
+        yk_table_init(&engine->accounts, sizeof(yk_account), config->accounts_max) != 0 ||
+        yk_table_init(&engine->terminals, sizeof(yk_terminal), config->terminals_max) != 0 ||
+        yk_slots_init(&engine->card_index, INDEX_CAPACITY_MIN) != 0 ||
+        yk_slots_init(&engine->terminal_index, INDEX_CAPACITY_MIN) != 0)
+        return YK_NO_MEMORY;
+    return yk_table_append(&engine->accounts) ? YK_OK : YK_NO_MEMORY; /* YK_ACCOUNT_FUNDING */
+}
+
+void yk_engine_free(yk_engine *engine) {
+    yk_table_free(&engine->cards);
+    yk_table_free(&engine->accounts);
+    yk_table_free(&engine->terminals);
+    free(engine->card_index.entries);
+    free(engine->terminal_index.entries);
+    yk_seen_free(&engine->card_seen);
+    yk_seen_free(&engine->terminal_seen);
+    yk_seen_free(&engine->card_seen_frozen);
+    yk_seen_free(&engine->terminal_seen_frozen);
+    if (engine->keys) yk_wipe(engine->keys, engine->key_count * sizeof *engine->keys);
+    free(engine->keys);
+    free(engine->ring);
+    free(engine->group);
+    free(engine->payload);
+    memset(engine, 0, sizeof *engine);
+}
+
+int yk_engine_add_key(yk_engine *engine, const uint8_t issuer_id[8], uint8_t version, uint8_t index, const uint8_t key[16]) {
+    /* Not realloc: it would leave round keys behind in the old block. */
+    yk_key *keys = malloc((engine->key_count + 1) * sizeof *keys);
+    if (!keys) return YK_NO_MEMORY;
+    if (engine->keys) {
+        memcpy(keys, engine->keys, engine->key_count * sizeof *keys);
+        yk_wipe(engine->keys, engine->key_count * sizeof *keys);
+        free(engine->keys);
+    }
+    yk_key *added = &keys[engine->key_count++];
+    memcpy(added->issuer_id, issuer_id, sizeof added->issuer_id);
+    added->version = version;
+    added->index = index;
+    yk_sm4_expand(key, added->round_keys);
+    engine->keys = keys;
+    return YK_OK;
+}
+
+/* ---- indexes ---------------------------------------------------------------------------------------------------- */
+
+static uint64_t card_hash_at(const yk_engine *engine, uint32_t slot) {
+    const yk_card *card = yk_table_read(&engine->cards, slot);
+    return yk_card_hash(engine, &card->number);
+}
+
+static uint64_t terminal_hash_at(const yk_engine *engine, uint32_t slot) {
+    const yk_terminal *terminal = yk_table_read(&engine->terminals, slot);
+    return yk_hash(yk_terminal_key(terminal->number), engine->config.hash_seed);
+}
+
+/* Room for `slots` at no more than half full. */
+static int grow_index(const yk_engine *engine, yk_slots *index, uint64_t slots, uint32_t present,
+                      uint64_t (*hash_at)(const yk_engine *, uint32_t)) {
+    uint64_t capacity = index->mask + 1;
+    if (slots * 2 <= capacity) return YK_OK;
+    while (capacity < slots * 2) capacity *= 2;
+    yk_slots grown;
+    if (yk_slots_init(&grown, capacity) != 0) return YK_NO_MEMORY;
+    enum { AHEAD = 16 };
+    for (uint32_t slot = 0; slot < present; slot++) {
+        if (slot + AHEAD < present) yk_slots_prefetch(&grown, hash_at(engine, slot + AHEAD));
+        yk_slots_place(&grown, hash_at(engine, slot), slot);
+    }
+    free(index->entries);
+    *index = grown;
+    return YK_OK;
+}
+
+int yk_reindex(yk_engine *engine) {
+    memset(engine->card_index.entries, 0, (engine->card_index.mask + 1) * sizeof *engine->card_index.entries);
+    memset(engine->terminal_index.entries, 0, (engine->terminal_index.mask + 1) * sizeof *engine->terminal_index.entries);
+    engine->card_index.used = engine->terminal_index.used = 0;
+    uint32_t cards = engine->cards.count, terminals = engine->terminals.count;
+    /* Small ones are placed one by one; grow_index places all when it makes the index anew. */
+    if ((uint64_t)cards * 2 <= engine->card_index.mask + 1)
+        for (uint32_t slot = 0; slot < cards; slot++) yk_slots_place(&engine->card_index, card_hash_at(engine, slot), slot);
+    if ((uint64_t)terminals * 2 <= engine->terminal_index.mask + 1)
+        for (uint32_t slot = 0; slot < terminals; slot++)
+            yk_slots_place(&engine->terminal_index, terminal_hash_at(engine, slot), slot);
+    int error = grow_index(engine, &engine->card_index, cards, cards, card_hash_at);
+    return error ? error : grow_index(engine, &engine->terminal_index, terminals, terminals, terminal_hash_at);
+}
+
+/* ---- cold writes ------------------------------------------------------------------------------------------------ */
+
+/* A zero account; the caller has checked that there is room. */
+static int add_account(yk_engine *engine, uint32_t *account) {
+    *account = engine->accounts.count;
+    return yk_table_append(&engine->accounts) ? YK_OK : YK_FULL;
+}
+
+static int has_room(const yk_table *table, uint32_t slots_max) { return table->count < slots_max; }
+
+int yk_add_operator(yk_engine *engine, int64_t time_us, const uint8_t *payload, uint32_t payload_bytes, uint32_t *account) {
+    int error = yk_reserve(engine, 1, (uint64_t)payload_bytes + 5);
+    if (error) return error;
+    if (!has_room(&engine->accounts, engine->config.accounts_max)) return YK_FULL;
+    if ((error = add_account(engine, account)) != 0) return error;
+    yk_record *record = yk_begin_record(engine, YK_RECORD_OPERATOR, YK_ACCEPTED, time_us);
+    record->credit_account = *account;
+    yk_add_payload(engine, record, payload, payload_bytes);
+    yk_end_record(engine, record);
+    return YK_OK;
+}
+
+int yk_add_card(yk_engine *engine, const yk_card_number *number, const uint8_t issuer_id[8], uint8_t rider, uint32_t expires,
+                int64_t time_us, const uint8_t *payload, uint32_t payload_bytes, uint32_t *slot) {
+    int error = yk_reserve(engine, 1, (uint64_t)payload_bytes + 5);
+    if (error) return error;
+    if (!has_room(&engine->cards, engine->config.cards_max) || !has_room(&engine->accounts, engine->config.accounts_max))
+        return YK_FULL;
+    error = grow_index(engine, &engine->card_index, (uint64_t)engine->cards.count + 1, engine->cards.count, card_hash_at);
+    if (error) return error;
+    uint32_t account;
+    if ((error = add_account(engine, &account)) != 0) return error;
+    *slot = engine->cards.count;
+    yk_card *card = yk_table_append(&engine->cards);
+    if (!card) return YK_FULL;
+    card->number = *number;
+    memcpy(card->issuer_id, issuer_id, sizeof card->issuer_id);
+    card->account = account;
+    card->expires = expires;
+    card->rider = rider;
+    yk_slots_place(&engine->card_index, yk_card_hash(engine, number), *slot);
+    yk_record *record = yk_begin_record(engine, YK_RECORD_CARD, YK_ACCEPTED, time_us);
+    record->card = *slot;
+    record->debit_account = account;
+    record->rider = rider;
+    card->last_sequence = record->sequence;
+    yk_add_payload(engine, record, payload, payload_bytes);
+    yk_end_record(engine, record);
+    return YK_OK;
+}
+
+int yk_add_terminal(yk_engine *engine, const uint8_t number[6], uint8_t kind, uint32_t account, int64_t time_us,
+                    const uint8_t *payload, uint32_t payload_bytes, uint32_t *slot) {
+    int error = yk_reserve(engine, 1, (uint64_t)payload_bytes + 5);
+    if (error) return error;
+    if (!has_room(&engine->terminals, engine->config.terminals_max)) return YK_FULL;
+    error = grow_index(engine, &engine->terminal_index, (uint64_t)engine->terminals.count + 1, engine->terminals.count,
+                       terminal_hash_at);
+    if (error) return error;
+    *slot = engine->terminals.count;
+    yk_terminal *terminal = yk_table_append(&engine->terminals);
+    if (!terminal) return YK_FULL;
+    memcpy(terminal->number, number, sizeof terminal->number);
+    terminal->kind = kind;
+    terminal->account = account;
+    yk_slots_place(&engine->terminal_index, terminal_hash_at(engine, *slot), *slot);
+    yk_record *record = yk_begin_record(engine, YK_RECORD_TERMINAL, YK_ACCEPTED, time_us);
+    record->terminal = *slot;
+    record->credit_account = account;
+    yk_add_payload(engine, record, payload, payload_bytes);
+    yk_end_record(engine, record);
+    return YK_OK;
+}
+
+int yk_top_up(yk_engine *engine, uint32_t slot, int64_t amount_fen, int64_t time_us, const uint8_t *payload,
+              uint32_t payload_bytes) {
+    int error = yk_reserve(engine, 1, (uint64_t)payload_bytes + 5);
+    if (error) return error;
+    yk_card *card = yk_table_write(&engine->cards, slot);
+    yk_record *record = yk_begin_record(engine, YK_RECORD_TOP_UP, YK_ACCEPTED, time_us);
+    record->card = slot;
+    record->card_previous = card->last_sequence;
+    card->last_sequence = record->sequence;
+    yk_move(engine, YK_ACCOUNT_FUNDING, card->account, amount_fen, record);
+    if (record->credit_after_fen >= 0) card->denied_since_s = 0; /* the debt is paid: off the deny list */
+    if (card->denied_since_s) record->flags |= YK_FLAG_DENIED;
+    yk_add_payload(engine, record, payload, payload_bytes);
+    yk_end_record(engine, record);
+    return YK_OK;
+}

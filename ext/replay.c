@@ -1,0 +1,76 @@
+/* What the journal's records say, applied again: after a restart, and to audit the books. */
+#include "engine.h"
+
+static int64_t *balance_of(yk_engine *engine, uint32_t account) {
+    return &((yk_account *)yk_table_write(&engine->accounts, account))->balance_fen;
+}
+
+/* The effects of one record, checked as far as memory safety and the arithmetic of its own posting go. */
+static int replay_record(yk_engine *engine, const yk_record *record) {
+    uint64_t seed = engine->config.hash_seed;
+    if (record->sequence != engine->next_sequence) return YK_CORRUPT;
+    if (record->kind != YK_RECORD_TAP && record->kind != YK_RECORD_TOP_UP) return YK_CORRUPT;
+    int moves = record->credit_account != YK_NONE || record->debit_account != YK_NONE;
+    if (moves) {
+        if (record->debit_account >= engine->accounts.count || record->credit_account >= engine->accounts.count) return YK_CORRUPT;
+        int64_t *debit = balance_of(engine, record->debit_account);
+        *debit -= record->amount_fen;
+        if (*debit != record->debit_after_fen) return YK_CORRUPT;
+        int64_t *credit = balance_of(engine, record->credit_account);
+        *credit += record->amount_fen;
+        if (*credit != record->credit_after_fen) return YK_CORRUPT;
+    }
+    if (record->card != YK_NONE) {
+        if (record->card >= engine->cards.count) return YK_CORRUPT;
+        yk_card *card = yk_table_write(&engine->cards, record->card);
+        card->last_sequence = record->sequence;
+        if (!(record->flags & YK_FLAG_DENIED)) card->denied_since_s = 0;
+        else if (!card->denied_since_s) card->denied_since_s = (uint32_t)(record->time_us / 1000000);
+        if (record->flags & YK_FLAG_COUNTED) {
+            if (record->terminal >= engine->terminals.count) return YK_CORRUPT;
+            uint64_t card_key = yk_card_seen_key(record->card, record->atc);
+            uint64_t terminal_key = yk_terminal_seen_key(record->terminal, record->terminal_sequence);
+            yk_seen_put(&engine->card_seen, card_key, yk_hash(card_key, seed), record->sequence);
+            yk_seen_put(&engine->terminal_seen, terminal_key, yk_hash(terminal_key, seed), record->sequence);
+            if (record->atc >= card->atc_next) card->atc_next = record->atc + 1u;
+            yk_terminal *terminal = yk_table_write(&engine->terminals, record->terminal);
+            if (record->terminal_sequence >= terminal->sequence_next)
+                terminal->sequence_next = record->terminal_sequence + 1ull;
+        }
+    }
+    yk_end_record(engine, record);
+    engine->next_sequence++;
+    return YK_OK;
+}
+
+int yk_replay(yk_engine *engine, const yk_record *records, uint32_t n, uint32_t *at) {
+    uint64_t seed = engine->config.hash_seed;
+    if (yk_seen_reserve(&engine->card_seen, n, seed) != 0 || yk_seen_reserve(&engine->terminal_seen, n, seed) != 0)
+        return YK_NO_MEMORY;
+    for (*at = 0; *at < n; ++*at) {
+        int error = replay_record(engine, &records[*at]);
+        if (error) return error;
+    }
+    return YK_OK;
+}
+
+int yk_audit(int64_t *balances, uint32_t accounts, const yk_record *records, uint32_t n, uint32_t *at) {
+    for (*at = 0; *at < n; ++*at) {
+        const yk_record *record = &records[*at];
+        if (record->kind != YK_RECORD_TAP && record->kind != YK_RECORD_TOP_UP) continue;
+        if (record->debit_account == YK_NONE && record->credit_account == YK_NONE) continue;
+        if (record->debit_account >= accounts || record->credit_account >= accounts) return YK_CORRUPT;
+        balances[record->debit_account] -= record->amount_fen;
+        if (balances[record->debit_account] != record->debit_after_fen) return YK_CORRUPT;
+        balances[record->credit_account] += record->amount_fen;
+        if (balances[record->credit_account] != record->credit_after_fen) return YK_CORRUPT;
+    }
+    return YK_OK;
+}
+
+int64_t yk_imbalance(const yk_engine *engine) {
+    int64_t sum = 0;
+    for (uint32_t account = 0; account < engine->accounts.count; account++)
+        sum += ((const yk_account *)yk_table_read(&engine->accounts, account))->balance_fen;
+    return sum;
+}

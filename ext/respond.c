@@ -1,0 +1,75 @@
+/* The last stage: answers to bytes. The same bytes as the protobuf runtime writes: fields in order, defaults left out. */
+#include "engine.h"
+
+static uint8_t *put_varint(uint8_t *out, uint64_t value) {
+    for (; value >= 0x80; value >>= 7) *out++ = (uint8_t)(value | 0x80);
+    *out++ = (uint8_t)value;
+    return out;
+}
+
+static uint8_t *put_field(uint8_t *out, unsigned field, uint64_t value) {
+    if (!value) return out;
+    *out++ = (uint8_t)(field << 3);
+    return put_varint(out, value);
+}
+
+/* Names of the fields of Tap, by number; tests hold them against the proto. */
+static const char *const tap_fields[] = {
+    "", "card_number", "issuer_id", "profile", "algorithm_id", "key_version", "key_index", "transaction_type", "amount_fen",
+    "amount_due_fen", "chip_balance_before_fen", "chip_balance_after_fen", "atc", "terminal_number", "terminal_sequence",
+    "local_time", "mac", "kind", "line", "stop", "direction", "city", "industry", "rider", "transfer", "test",
+};
+
+static uint8_t *put_outcome(uint8_t *out, const yk_outcome *outcome) {
+    out = put_field(out, 1, outcome->result);
+    out = put_field(out, 2, outcome->duplicate);
+    out = put_field(out, 3, (uint64_t)outcome->charged_fen);
+    out = put_field(out, 4, (uint64_t)outcome->balance_after_fen);
+    out = put_field(out, 5, outcome->sequence);
+    out = put_field(out, 6, outcome->settlement_date);
+    if (outcome->invalid_field) {
+        const char *name = tap_fields[outcome->invalid_field];
+        size_t length = strlen(name);
+        *out++ = 7 << 3 | 2;
+        *out++ = (uint8_t)length;
+        memcpy(out, name, length);
+        out += length;
+    }
+    return put_field(out, 8, outcome->conflicting_sequence);
+}
+
+size_t yk_respond(const yk_outcome *outcomes, uint32_t n, uint8_t *out) {
+    uint8_t *start = out;
+    for (uint32_t i = 0; i < n; i++) {
+        *out++ = 1 << 3 | 2;
+        uint8_t *length = out++; /* an outcome is shorter than 128 bytes: its length takes one */
+        out = put_outcome(out, &outcomes[i]);
+        *length = (uint8_t)(out - length - 1);
+    }
+    return (size_t)(out - start);
+}
+
+uint32_t yk_settlement_date(int64_t time_us) {
+    /* Days since 0000-03-01, so that the leap day ends a year; four-century eras, as in the Gregorian calendar. */
+    int64_t days = (time_us / 1000000 + 8 * 3600) / 86400 + 719468;
+    int64_t era = days / 146097;
+    uint32_t day_of_era = (uint32_t)(days - era * 146097);
+    uint32_t year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36524 - day_of_era / 146096) / 365;
+    uint32_t day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    uint32_t month_from_march = (5 * day_of_year + 2) / 153;
+    uint32_t day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    uint32_t month = month_from_march < 10 ? month_from_march + 3 : month_from_march - 9;
+    uint32_t year = year_of_era + (uint32_t)era * 400 + (month <= 2);
+    return year * 10000 + month * 100 + day;
+}
+
+void yk_outcome_of_record(const yk_record *record, yk_outcome *outcome) {
+    memset(outcome, 0, sizeof *outcome);
+    outcome->result = record->result;
+    outcome->charged_fen = record->amount_fen;
+    outcome->balance_after_fen = record->debit_after_fen;
+    outcome->sequence = record->sequence;
+    outcome->settlement_date = yk_settlement_date(record->time_us);
+    outcome->key_version = record->key_version;
+    if (record->result == YK_CONFLICT) outcome->conflicting_sequence = record->conflicting_sequence;
+}

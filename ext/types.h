@@ -1,0 +1,179 @@
+/* The vocabulary that the C files share: result codes, a decoded tap, a journal record, the answer to a tap.
+ *
+ * core/types.py gives the same names to Python; tests compare the two, and both with the protos. */
+#ifndef YK_TYPES_H
+#define YK_TYPES_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Result codes: the numbers of proto/yikatong/v1/result.proto. */
+enum {
+    YK_UNDECIDED = 0,
+    YK_ACCEPTED = 1,
+    YK_DEBT_BOOKED = 2,
+    YK_TEST = 3,
+    YK_MALFORMED_CARD_NUMBER = 10,
+    YK_MALFORMED_ISSUER_ID = 11,
+    YK_MALFORMED_PROFILE = 12,
+    YK_MALFORMED_KEY = 13,
+    YK_MALFORMED_TRANSACTION_TYPE = 14,
+    YK_MALFORMED_AMOUNT = 15,
+    YK_MALFORMED_ATC = 16,
+    YK_MALFORMED_TERMINAL = 17,
+    YK_MALFORMED_TIME = 18,
+    YK_MALFORMED_CLOCK_AHEAD = 19,
+    YK_MALFORMED_MAC = 20,
+    YK_MALFORMED_KIND = 21,
+    YK_MALFORMED_PLACE = 22,
+    YK_MALFORMED_RIDER = 23,
+    YK_MALFORMED_OPERATOR = 24,
+    YK_MALFORMED_REQUEST_ID = 25,
+    YK_CONFLICT = 30,
+    YK_UNKNOWN_CARD = 40,
+    YK_UNKNOWN_TERMINAL = 41,
+    YK_UNKNOWN_KEY = 42,
+    YK_ALGORITHM_UNSUPPORTED = 43,
+    YK_ISSUER_MISMATCH = 44,
+    YK_MAC_MISMATCH = 50,
+    YK_CARD_EXPIRED = 60,
+    YK_CARD_DENIED = 61,
+    YK_INSUFFICIENT_FUNDS = 70,
+    YK_RESULT_END = 71 /* one more than the largest code */
+};
+
+/* Kinds of journal record. */
+enum { YK_RECORD_TAP = 1, YK_RECORD_TOP_UP = 2, YK_RECORD_CARD = 3, YK_RECORD_TERMINAL = 4, YK_RECORD_OPERATOR = 5 };
+
+/* Flags of a journal record. */
+enum {
+    YK_FLAG_STORED = 1,       /* the tap came as a stored one */
+    YK_FLAG_TEST = 2,         /* the tap carries the test mark */
+    YK_FLAG_FRAUD = 4,        /* a card counter seen before, with another MAC or at another terminal */
+    YK_FLAG_DENIED = 8,       /* after this record the card is on the deny list */
+    YK_FLAG_COUNTED = 16,     /* the tap used up its card counter and terminal sequence */
+};
+
+#define YK_NONE UINT32_MAX /* "no such slot": card, terminal or account */
+
+enum { YK_ALGORITHM_SM4 = 4, YK_TYPE_PURCHASE = 6, YK_TYPE_COMPOUND = 9 };
+
+/* A card number of 1 to 20 digits, as packed BCD: leading zeros count, so the number of digits is part of it. */
+typedef struct {
+    uint64_t low;   /* the last 16 digits: the card serial */
+    uint16_t high;  /* the 4 digits before them */
+    uint8_t digits;
+    uint8_t reserved[5];
+} yk_card_number;
+
+/* A tap as it was decoded, and what the stages learn about it on the way. */
+typedef struct {
+    yk_card_number number;
+    uint8_t issuer_id[8];
+    uint32_t amount_fen;
+    uint32_t amount_due_fen;
+    uint32_t chip_before_fen;
+    uint32_t chip_after_fen;
+    uint32_t terminal_sequence;
+    uint32_t local_date; /* YYYYMMDD */
+    uint32_t local_time; /* hhmmss */
+    uint32_t line;
+    uint32_t stop;
+    uint16_t atc;
+    uint16_t city;
+    uint8_t terminal_number[6];
+    uint8_t mac[4];
+    uint8_t profile;
+    uint8_t algorithm_id;
+    uint8_t key_version;
+    uint8_t key_index;
+    uint8_t transaction_type;
+    uint8_t kind;
+    uint8_t direction;
+    uint8_t industry;
+    uint8_t rider;
+    uint8_t test;
+    uint8_t keep_message; /* it says more than a record holds: its message goes into the journal whole */
+
+    uint8_t result;        /* decode: YK_MALFORMED_…, else YK_UNDECIDED */
+    uint8_t invalid_field; /* decode: field number in Tap */
+    uint8_t stored;
+    uint8_t proved;        /* verify: 1 when the MAC is right */
+    uint8_t key_known;     /* verify */
+    uint8_t search_card;   /* lookup: the card counter may have been seen before the last checkpoint: search the segments */
+    uint8_t search_terminal;
+
+    uint32_t card;         /* lookup: slot or YK_NONE */
+    uint32_t terminal;
+    uint64_t local_s;      /* local date and time as seconds since 1970, UTC */
+    uint64_t card_prior;     /* lookup: sequence of the record with this card and ATC; 0: none */
+    uint64_t terminal_prior; /* lookup: sequence of the record with this terminal and sequence; 0: none */
+    const uint8_t *message;  /* as it came; the request's bytes outlive the batch */
+    uint32_t message_bytes;
+} yk_tap;
+
+/* A journal record: 128 bytes, little-endian, what happened and its effects. Replay copies effects and runs no rules. */
+typedef struct {
+    uint64_t sequence;
+    int64_t time_us;          /* journal time, microseconds since 1970, UTC */
+    uint64_t card_previous;   /* sequence of this card's record before; 0: none */
+    int64_t amount_fen;       /* moved from the debit to the credit account */
+    int64_t debit_after_fen;  /* balances after */
+    union {
+        int64_t credit_after_fen;
+        uint64_t conflicting_sequence; /* YK_CONFLICT moves nothing: the earlier record instead */
+    };
+    uint32_t debit_account;   /* YK_NONE: nothing moved */
+    uint32_t credit_account;
+    uint32_t card;            /* slots; YK_NONE: unknown */
+    uint32_t terminal;
+    uint32_t terminal_sequence;
+    uint32_t tap_amount_fen;
+    uint32_t amount_due_fen;
+    uint32_t local_date;
+    uint32_t local_time;
+    uint32_t line;
+    uint32_t stop;
+    uint8_t mac[4];
+    uint32_t chip_before_fen;
+    uint32_t chip_after_fen;
+    uint32_t payload_place;   /* 1 + offset, behind the records, of its length-prefixed message; 0: none */
+    uint16_t atc;
+    uint8_t kind;
+    uint8_t result;
+    uint8_t profile;
+    uint8_t transaction_type;
+    uint8_t tap_kind;
+    uint8_t flags;
+    uint8_t algorithm_id;
+    uint8_t key_version;
+    uint8_t key_index;
+    uint8_t rider;
+    uint16_t city;
+    uint8_t industry;
+    uint8_t direction;
+    uint32_t reserved;
+} yk_record;
+
+_Static_assert(sizeof(yk_record) == 128, "a journal record is 128 bytes");
+
+/* The answer to one tap. */
+typedef struct {
+    int64_t charged_fen;
+    int64_t balance_after_fen;
+    uint64_t sequence;
+    uint64_t conflicting_sequence;
+    uint32_t settlement_date;
+    uint8_t result;
+    uint8_t duplicate;
+    uint8_t invalid_field;
+    uint8_t terminal_kind; /* for the metrics; 0 where the terminal is unknown */
+    uint8_t key_version;   /* for the metrics */
+    uint8_t fraud;
+    uint8_t reserved[6];
+} yk_outcome;
+
+/* The settlement date of a journal time: its day in UTC+8, YYYYMMDD. */
+uint32_t yk_settlement_date(int64_t time_us);
+
+#endif
