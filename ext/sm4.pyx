@@ -37,8 +37,7 @@ __all__ = [
 
 # Jobs are copied by chunks that stay in the cache, their indexes turned to pointers. A multiple of all paths' passes, so that
 # chunks of one profile leave no lane empty.
-cdef enum:
-    CHUNK = 3840
+cdef size_t CHUNK = 3840
 
 assert MAC_JOB.itemsize == sizeof(yk_mac_job)
 
@@ -165,11 +164,14 @@ cdef void run_jobs(const uint32_t *round_keys, const yk_mac_job *jobs, size_t n,
     cdef size_t count, i
     cdef int64_t index
     while start < n:
-        count = min(n - start, <size_t>CHUNK)
+        count = min(n - start, CHUNK)
         memcpy(chunk, jobs + start, count * sizeof(yk_mac_job))
         for i in range(count):
             memcpy(&index, &chunk[i].parent, sizeof(index))
-            chunk[i].parent = NULL if index < 0 else round_keys + 32 * index
+            if index < 0:
+                chunk[i].parent = NULL
+            else:
+                chunk[i].parent = round_keys + 32 * index
         if macs == NULL:
             yk_mac_verify_batch(chunk, count, proved + start)
         else:
@@ -194,7 +196,7 @@ cdef object answer_jobs(object parents, object jobs, bint verify):
     cdef const uint8_t[::1] job_bytes = jobs.view(np.uint8)
     cdef uint8_t[::1] answer_bytes = answer.reshape(-1).view(np.uint8)
     cdef uint32_t *round_keys = <uint32_t *>malloc(max(k, 1) * 32 * sizeof(uint32_t))
-    cdef yk_mac_job *chunk = <yk_mac_job *>malloc(min(n, <size_t>CHUNK) * sizeof(yk_mac_job))
+    cdef yk_mac_job *chunk = <yk_mac_job *>malloc(min(n, CHUNK) * sizeof(yk_mac_job))
     try:
         if round_keys == NULL or chunk == NULL:
             raise MemoryError
@@ -205,7 +207,7 @@ cdef object answer_jobs(object parents, object jobs, bint verify):
                      &answer_bytes[0])
             # Neither the parents' schedules nor right MACs of wrong taps stay on the heap.
             yk_wipe(round_keys, k * 32 * sizeof(uint32_t))
-            yk_wipe(chunk, min(n, <size_t>CHUNK) * sizeof(yk_mac_job))
+            yk_wipe(chunk, min(n, CHUNK) * sizeof(yk_mac_job))
     finally:
         free(round_keys)
         free(chunk)
