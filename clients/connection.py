@@ -25,9 +25,7 @@ class Connection:
     """Stubs of all services at one address: plaintext, or TLS when an authority's PEM file is given (with certificate and key
     for mTLS)."""
 
-    def __init__(
-        self, address: str, *, ca: Path | None = None, certificate: Path | None = None, key: Path | None = None
-    ) -> None:
+    def __init__(self, address: str, *, ca: Path | None = None, certificate: Path | None = None, key: Path | None = None) -> None:
         options = [
             ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
             ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
@@ -60,8 +58,9 @@ class Connection:
 
 def retry_delay_s(error: grpc.RpcError) -> float | None:
     """What the server's RetryInfo asks for, if it says so."""
-    status = rpc_status.from_call(error)
-    for detail in status.details if status else ():
+    status = rpc_status.from_call(error) if isinstance(error, grpc.Call) else None
+    details: list[Any] = list(status.details) if status else []
+    for detail in details:
         info = error_details_pb2.RetryInfo()
         if detail.Is(info.DESCRIPTOR) and detail.Unpack(info):
             return float(info.retry_delay.ToMilliseconds()) / 1000

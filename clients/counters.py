@@ -48,7 +48,9 @@ class Counters:
             for tap in taps:
                 if tap in assigned:
                     continue
-                known = database.execute("SELECT atc, sequence FROM tap WHERE card = ? AND time = ? AND terminal = ?", tap).fetchone()
+                known = database.execute(
+                    "SELECT atc, sequence FROM tap WHERE card = ? AND time = ? AND terminal = ?", tap
+                ).fetchone()
                 if known is None:
                     card, _, terminal = tap
                     (atc,) = database.execute(

@@ -49,7 +49,11 @@ FLEET: Final = [
     ("Metro Line 1", METRO, 300, 3),
     ("Heyuan Museum", MUSEUM, 1_000, 1),
 ]  # operator, kind of terminal, price in fen, terminals
-PLACE: Final = {BUS: {"industry": 2, "line": 105}, METRO: {"industry": 1, "line": 1}, MUSEUM: {"line": 9001}}
+PLACE: Final[dict[int, dict[str, int]]] = {
+    BUS: {"industry": 2, "line": 105},
+    METRO: {"industry": 1, "line": 1},
+    MUSEUM: {"line": 9001},
+}
 
 Tap = tap_service_pb2.Tap
 Outcome = tap_service_pb2.TapOutcome
@@ -97,7 +101,9 @@ class City:
             terminal_service_pb2.RegisterTerminalsRequest(
                 terminals=[
                     terminal_service_pb2.Terminal(
-                        terminal_number=terminal.terminal_number, operator_id=terminal.operator_id, kind=terminal.kind  # type: ignore[arg-type]
+                        terminal_number=terminal.terminal_number,
+                        operator_id=terminal.operator_id,
+                        kind=terminal.kind,  # type: ignore[arg-type]
                     )
                     for terminal in self.terminals
                 ]

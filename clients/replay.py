@@ -92,7 +92,7 @@ def _check(results: Iterable[Any], names: Iterable[str], what: str) -> None:
 
 def result_name(result: int) -> str:
     """ACCEPTED for RESULT_ACCEPTED, and so on."""
-    return result_pb2.Result.Name(result).removeprefix("RESULT_")  # type: ignore[arg-type]
+    return result_pb2.Result.Name(result).removeprefix("RESULT_")
 
 
 def file_totals(records: Iterable[TapRecord]) -> list[tuple[str, int, int]]:
@@ -105,7 +105,13 @@ def file_totals(records: Iterable[TapRecord]) -> list[tuple[str, int, int]]:
     return sorted((operator, count, amounts[operator]) for operator, count in taps.items())
 
 
-def _register(connection: Connection, records: list[TapRecord], numbers: dict[tuple[str, str], bytes], key_set: KeySet, advance: Advance) -> None:  # fmt: skip
+def _register(
+    connection: Connection,
+    records: list[TapRecord],
+    numbers: dict[tuple[str, str], bytes],
+    key_set: KeySet,
+    advance: Advance,
+) -> None:
     cards = sorted({record.card_number for record in records})
     for batch in _batches(cards, "registering cards", advance):
         request = card_service_pb2.RegisterCardsRequest(
@@ -147,7 +153,11 @@ def _fund(connection: Connection, records: list[TapRecord], advance: Advance) ->
 
 
 def _make_taps(
-    records: list[TapRecord], numbers: dict[tuple[str, str], bytes], counters: Counters, key_set: KeySet, purses_fen: dict[str, int]
+    records: list[TapRecord],
+    numbers: dict[tuple[str, str], bytes],
+    counters: Counters,
+    key_set: KeySet,
+    purses_fen: dict[str, int],
 ) -> list[tap_service_pb2.Tap]:
     """The tap that each record is of, in the order of the records; a repeated record is the same tap again."""
     assigned = counters.assign(record.key for record in records)
@@ -185,7 +195,9 @@ def _make_taps(
     return [made[record.key] for record in records]
 
 
-def _upload(connection: Connection, taps: list[tap_service_pb2.Tap], report: ReplayReport, advance: Advance) -> list[tap_service_pb2.TapOutcome]:  # fmt: skip
+def _upload(
+    connection: Connection, taps: list[tap_service_pb2.Tap], report: ReplayReport, advance: Advance
+) -> list[tap_service_pb2.TapOutcome]:
     outcomes: list[tap_service_pb2.TapOutcome] = []
     for batch in _batches(taps, "uploading taps", advance):
         outcomes.extend(call(connection.taps.SubmitTaps, tap_service_pb2.SubmitTapsRequest(taps=batch)).outcomes)

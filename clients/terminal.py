@@ -38,9 +38,7 @@ class Terminal:
     def authorize(self, connection: Connection, tap: tap_service_pb2.Tap, *, attempts: int = 1) -> tap_service_pb2.TapOutcome:
         """Send one tap online. Raises grpc.RpcError when there was no answer."""
         request = tap_service_pb2.AuthorizeTapRequest(tap=tap)
-        outcome: tap_service_pb2.TapOutcome = call(
-            connection.taps.AuthorizeTap, request, timeout_s=10, attempts=attempts
-        ).outcome
+        outcome: tap_service_pb2.TapOutcome = call(connection.taps.AuthorizeTap, request, timeout_s=10, attempts=attempts).outcome
         return outcome
 
     def upload(

@@ -1,6 +1,5 @@
 """The command line: `yikatong serve`, and the tools around it."""
 
-import asyncio
 import contextlib
 import json
 import sys
@@ -36,7 +35,9 @@ def main() -> None:
         sys.exit(130)
     except grpc.RpcError as error:
         code, details = (error.code().name, error.details()) if isinstance(error, grpc.Call) else ("", str(error))
-        ERR.print(f"yikatong: the server answers {code}: {details}", style="bold red", highlight=False, markup=False, soft_wrap=True)
+        ERR.print(
+            f"yikatong: the server answers {code}: {details}", style="bold red", highlight=False, markup=False, soft_wrap=True
+        )
         sys.exit(1)
     except YikatongError as error:
         ERR.print(f"yikatong: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
@@ -110,15 +111,20 @@ def serve(config: Path | None, ready: Path | None, **flags: Any) -> None:
 @click.option("--data", type=click.Path(path_type=Path), help="data directory of the replay's own server; else a temporary one")
 @click.option("--server", help="replay against the server at this address instead, HOST:PORT")
 @click.option("--keys", type=click.Path(path_type=Path), help="key file of that server; its first key set signs the taps")
-@click.option("--ca", type=click.Path(path_type=Path), help="PEM file of the authority of that server's certificate; else plaintext")
+@click.option(
+    "--ca", type=click.Path(path_type=Path), help="PEM file of the authority of that server's certificate; else plaintext"
+)
 @click.option("--certificate", type=click.Path(path_type=Path), help="PEM file of the client's certificate (mTLS)")
 @click.option("--key", type=click.Path(path_type=Path), help="PEM file of its key")
 @click.option(
-    "--counters", type=click.Path(path_type=Path),
+    "--counters",
+    type=click.Path(path_type=Path),
     help="file in which the simulated chips and terminals keep their counters; in the data directory where there is one",
 )
 @click.option("--strict", is_flag=True, help="refuse a file with a broken line, before anything is done")
-@click.option("--json", "json_out", type=click.Path(path_type=Path), help="write the result to this file as JSON; - for standard output")
+@click.option(
+    "--json", "json_out", type=click.Path(path_type=Path), help="write the result to this file as JSON; - for standard output"
+)
 def replay(
     file: Path, data: Path | None, server: str | None, keys: Path | None, ca: Path | None, certificate: Path | None,
     key: Path | None, counters: Path | None, strict: bool, json_out: Path | None,

@@ -11,7 +11,7 @@ from yikatong.core import limits, types
 from yikatong.core.errors import InvalidRequest, NotFound
 from yikatong.core.memory import Memory, TopUpDone
 from yikatong.core.seen import CARDS, TERMINALS
-from yikatong.core.types import Result
+from yikatong.core.types import Result, wire
 from yikatong.ext.engine import NONE, is_card_number, local_seconds
 from yikatong.v1 import account_service_pb2, card_service_pb2, clearing_service_pb2, terminal_service_pb2
 
@@ -71,13 +71,13 @@ def register_cards(
     for card in request.cards:
         registration = response.registrations.add()
         if malformed := _malformed_card(card):
-            registration.result, registration.invalid_field = malformed
+            registration.result, registration.invalid_field = wire(malformed[0]), malformed[1]
             continue
         slot = engine.find_card(card.card_number)
         if slot != NONE:
             known = engine.card(slot)
             same = (known["issuer_id"], known["rider"], known["expires"]) == (card.issuer_id, card.rider, card.expires)
-            registration.result = Result.ACCEPTED if same else Result.CONFLICT
+            registration.result = wire(Result.ACCEPTED if same else Result.CONFLICT)
             registration.duplicate = same
             continue
         kept = card_service_pb2.Card(
@@ -86,7 +86,7 @@ def register_cards(
         engine.add_card(
             card.card_number, card.issuer_id, card.rider, card.expires, time_us, kept.SerializeToString(deterministic=True)
         )
-        registration.result = Result.ACCEPTED
+        registration.result = wire(Result.ACCEPTED)
         registration.sequence = engine.next_sequence - 1
     return response
 
@@ -126,13 +126,13 @@ def register_terminals(
     for terminal in request.terminals:
         registration = response.registrations.add()
         if malformed := _malformed_terminal(terminal):
-            registration.result, registration.invalid_field = malformed
+            registration.result, registration.invalid_field = wire(malformed[0]), malformed[1]
             continue
         slot = engine.find_terminal(terminal.terminal_number)
         if slot != NONE:
             known = engine.terminal(slot)
             same = known["kind"] == terminal.kind and memory.account_operators[known["account"]] == terminal.operator_id
-            registration.result = Result.ACCEPTED if same else Result.CONFLICT
+            registration.result = wire(Result.ACCEPTED if same else Result.CONFLICT)
             registration.duplicate = same
             continue
         account = memory.operator_accounts.get(terminal.operator_id)
@@ -145,7 +145,7 @@ def register_terminals(
         payload = kept.SerializeToString(deterministic=True)
         engine.add_terminal(terminal.terminal_number, terminal.kind, account, time_us, payload)
         memory.terminal_accounts.append(account)
-        registration.result = Result.ACCEPTED
+        registration.result = wire(Result.ACCEPTED)
         registration.sequence = engine.next_sequence - 1
     return response
 
@@ -182,21 +182,19 @@ def _top_up(memory: Memory, request: account_service_pb2.TopUpRequest, time_us: 
     done = memory.find_top_up(request.request_id)
     if done is not None:
         if (done.card_number, done.amount_fen) != (request.card_number, request.amount_fen):
-            return account_service_pb2.TopUpResponse(result=Result.CONFLICT)
+            return account_service_pb2.TopUpResponse(result=wire(Result.CONFLICT))
         return account_service_pb2.TopUpResponse(
-            result=Result.ACCEPTED, duplicate=True, balance_after_fen=done.balance_after_fen, sequence=done.sequence
+            result=wire(Result.ACCEPTED), duplicate=True, balance_after_fen=done.balance_after_fen, sequence=done.sequence
         )
     slot = memory.engine.find_card(request.card_number)
     if slot == NONE:
-        return account_service_pb2.TopUpResponse(result=Result.UNKNOWN_CARD)
+        return account_service_pb2.TopUpResponse(result=wire(Result.UNKNOWN_CARD))
     kept = account_service_pb2.TopUpRequest(
         request_id=request.request_id, card_number=request.card_number, amount_fen=request.amount_fen
     )
-    sequence, balance_fen = memory.engine.top_up(
-        slot, request.amount_fen, time_us, kept.SerializeToString(deterministic=True)
-    )
+    sequence, balance_fen = memory.engine.top_up(slot, request.amount_fen, time_us, kept.SerializeToString(deterministic=True))
     memory.top_ups[request.request_id] = TopUpDone(sequence, request.card_number, request.amount_fen, balance_fen)
-    return account_service_pb2.TopUpResponse(result=Result.ACCEPTED, balance_after_fen=balance_fen, sequence=sequence)
+    return account_service_pb2.TopUpResponse(result=wire(Result.ACCEPTED), balance_after_fen=balance_fen, sequence=sequence)
 
 
 def top_up(memory: Memory, request: account_service_pb2.TopUpRequest, time_us: int) -> account_service_pb2.TopUpResponse:
@@ -214,7 +212,7 @@ def batch_top_up(
     response = account_service_pb2.BatchTopUpResponse()
     for item in request.requests:
         if malformed := _malformed_top_up(item):
-            response.responses.add(result=malformed[0], invalid_field=malformed[1])
+            response.responses.add(result=wire(malformed[0]), invalid_field=malformed[1])
         else:
             response.responses.append(_top_up(memory, item, time_us))
     return response

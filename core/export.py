@@ -80,7 +80,7 @@ def _named(slots: Array, names: Array) -> Array:
     return named
 
 
-def _local_time(records: Array, is_tap: Array) -> pa.Array:
+def _local_time(records: Array, is_tap: Array) -> Any:
     """Date and time columns as seconds since 1970 of local time; null where it is no tap."""
     date, time = records["local_date"].astype(np.int64), records["local_time"].astype(np.int64)
     date = np.where(is_tap, date, 20000101)
@@ -143,9 +143,7 @@ def _batches(reader: JournalReader, names: _Names, until: int, progress: Progres
         progress(entry.first_sequence + entry.count - 1, until)
 
 
-def export(
-    path: Path, out: Path, form: str, settings: EngineSettings, progress: Progress = lambda done, total: None
-) -> int:
+def export(path: Path, out: Path, form: str, settings: EngineSettings, progress: Progress = lambda done, total: None) -> int:
     """Write the journal of a data directory to a file, `form` being "parquet" or "csv"; returns how many records. The file
     appears whole or not at all. A server may be running. Raises DataError."""
     partial = out.with_name(out.name + ".partial")
@@ -170,7 +168,7 @@ def export(
             raise DataError(f"{out}: {error}") from error
         finally:
             memory.close()
-        return until
+        return int(until)
 
 
 ROW_GROUP_RECORDS: Final = 1 << 18

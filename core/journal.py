@@ -8,7 +8,8 @@ megabytes; SM3, GB/T 32905, for the chain that is signed and shown to others.)""
 import hashlib
 import struct
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +39,8 @@ def sm3(data: bytes) -> bytes:
         return bytes.fromhex(gmssl_sm3.sm3_hash(list(data)))
 
 
-class Group(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Group:
     """What one group commit makes durable."""
 
     first_sequence: int
@@ -48,7 +50,8 @@ class Group(NamedTuple):
     time_us: int
 
 
-class Entry(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Entry:
     """One journal value, read back. `records` and `payloads` are views into the file, good until the reader is closed."""
 
     first_sequence: int

@@ -30,6 +30,10 @@ class KeySet(NamedTuple):
     levels: int
     master: bytes
 
+    def __repr__(self) -> str:
+        """Without the master: a key set may end up in a log or a traceback."""
+        return f"KeySet(issuer_id={self.issuer_id.hex()}, key_version={self.key_version}, key_index={self.key_index})"
+
     def parent(self) -> bytes:
         """The key above the card's (profile.md, "Keys"): the issuer's with two levels, the master with one. 16 bytes."""
         return sm4.diversify(self.master, self.issuer_id) if self.levels == 2 else self.master
@@ -95,8 +99,11 @@ def make_test_keys(path: Path) -> list[KeySet]:
     """Make a key file with one random master, for demos, replays and tests. An existing file is left and loaded."""
     if not path.exists():
         text = (
-            "# Made by yikatong for demonstration: random, and good for nothing else.\n[[tac]]\n"
-            f'issuer_id = "{TEST_ISSUER_ID.hex()}"\nkey_version = 1\nkey_index = 1\nlevels = 2\nmaster = "{secrets.token_hex(16)}"\n'
+            "# Made by yikatong for demonstration: random, and good for nothing else.\n"
+            "[[tac]]\n"
+            f'issuer_id = "{TEST_ISSUER_ID.hex()}"\n'
+            "key_version = 1\nkey_index = 1\nlevels = 2\n"
+            f'master = "{secrets.token_hex(16)}"\n'
         )
         path.touch(mode=0o600)
         path.write_text(text, "utf-8")

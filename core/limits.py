@@ -29,11 +29,11 @@ JOURNAL_READERS_MAX: Final = 126
 # ---- defaults of settings ----
 CLOCK_AHEAD_S: Final = 300  # a terminal's clock may be this much ahead
 STORED_GRACE_S: Final = 86_400  # a terminal must fetch the deny list once a day
-CHECKPOINT_S: Final = 60
+CHECKPOINT_S: Final = 60.0
 CHECKPOINT_RECORDS: Final = 1_000_000  # bounds what a restart replays, and the counters held in memory (64 bytes a tap)
 SEGMENTS_MERGE: Final = 4  # segments of like size before they are merged into one
 SEGMENT_KEYS_MAX: Final = 64_000_000  # larger ones are left alone: 1 GiB each
-DRAIN_S: Final = 10
+DRAIN_S: Final = 10.0
 
 assert GROUP_TAPS_MAX >= REQUEST_ITEMS_MAX
 # A record that the ring no longer holds must be on disk when it is looked for.

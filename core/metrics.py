@@ -18,7 +18,6 @@ from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
-import yikatong.v1
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -34,6 +33,9 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+import yikatong.v1
+from yikatong.core import limits
 from yikatong.core.errors import ConfigError
 from yikatong.core.types import Result
 from yikatong.core.writer import Observer, Phase
@@ -61,7 +63,8 @@ CALL_SECONDS: Final = (
 COMMIT_SECONDS: Final = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
 )  # fmt: skip
-COMMIT_RECORDS: Final = tuple(4**power for power in range(8))  # 1 to 16,384: limits.GROUP_TAPS_MAX
+COMMIT_RECORDS: Final = tuple(4**power for power in range(8))
+assert COMMIT_RECORDS[-1] == limits.GROUP_TAPS_MAX
 CHECKPOINT_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 KINDS: Final = tuple(
@@ -297,9 +300,9 @@ class Metrics(Observer):
         )
         self._journal_sequence = 0
         self._checkpoint_sequence = 0
-        Gauge(
-            "yikatong_journal_sequence", "Sequence number of the last durable journal record.", registry=registry
-        ).set_function(lambda: self._journal_sequence)
+        Gauge("yikatong_journal_sequence", "Sequence number of the last durable journal record.", registry=registry).set_function(
+            lambda: self._journal_sequence
+        )
         Gauge(
             "yikatong_checkpoint_sequence",
             "Sequence number that the last durable checkpoint stands for.",
@@ -401,6 +404,8 @@ class MetricsServer:
     def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
         handler = type("Handler", (_Handler,), {"registry": registry})
         try:
+            if not 0 <= port <= 65_535:
+                raise OverflowError("a port is 0 to 65535")  # getaddrinfo would take what is left of 16 bits
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
             family, _, _, _, address = found[0]
             self._server = _Server(family, address, handler)
@@ -409,7 +414,7 @@ class MetricsServer:
             raise ConfigError("metrics_port", f"cannot listen on {_address(host, port)}: {reason}") from error
         self.host = host
         self.port: int = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="metrics", daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="metrics", daemon=True)
         self._thread.start()
 
     @property
@@ -427,9 +432,7 @@ class MetricsServer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
 

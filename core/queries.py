@@ -70,7 +70,7 @@ def _transaction(record: Any) -> account_service_pb2.Transaction:
     transaction = account_service_pb2.Transaction(
         sequence=int(record["sequence"]),
         kind=KINDS[kind],
-        result=int(record["result"]),
+        result=types.wire(record["result"]),
         journal_time_us=int(record["time_us"]),
     )
     if kind is types.RecordKind.TOP_UP:
@@ -97,7 +97,7 @@ def get_tap(journal: Journal, sequence: int) -> tuple[tap_service_pb2.GetTapResp
         response = tap_service_pb2.GetTapResponse(
             tap=_tap(entry, record),
             outcome=tap_service_pb2.TapOutcome(
-                result=int(answer["result"]),
+                result=types.wire(answer["result"]),
                 charged_fen=int(answer["charged_fen"]),
                 balance_after_fen=int(answer["balance_after_fen"]),
                 sequence=int(answer["sequence"]),
@@ -115,7 +115,7 @@ def _tap(entry: Entry, record: Any) -> tap_service_pb2.Tap:
     if record["payload_place"]:
         return tap_service_pb2.Tap.FromString(entry.payload(int(record["payload_place"])))
     return tap_service_pb2.Tap(
-        profile=int(record["profile"]),
+        profile=types.wire(record["profile"]),
         algorithm_id=int(record["algorithm_id"]),
         key_version=int(record["key_version"]),
         key_index=int(record["key_index"]),
@@ -128,12 +128,12 @@ def _tap(entry: Entry, record: Any) -> tap_service_pb2.Tap:
         terminal_sequence=int(record["terminal_sequence"]),
         local_time=int(record["local_date"]) * 1_000_000 + int(record["local_time"]),
         mac=record["mac"].tobytes(),
-        kind=int(record["tap_kind"]),
+        kind=types.wire(record["tap_kind"]),
         line=int(record["line"]),
         stop=int(record["stop"]),
-        direction=int(record["direction"]),
+        direction=types.wire(record["direction"]),
         city=int(record["city"]),
         industry=int(record["industry"]),
-        rider=int(record["rider"]),
+        rider=types.wire(record["rider"]),
         test=bool(record["flags"] & types.Flag.TEST),
     )

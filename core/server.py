@@ -4,6 +4,7 @@ import asyncio
 import logging
 import secrets
 import signal
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -59,6 +60,15 @@ def _read(settings: Settings, name: str) -> bytes:
 
 
 def _credentials(settings: Settings) -> grpc.ServerCredentials:
+    """Raises ConfigError when the files cannot be read or do not belong together, which gRPC itself would not say."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_certificate, settings.tls_key)
+    except ssl.SSLError as error:
+        raise ConfigError(
+            "tls_key", f"is not the key of the certificate, or one of them is no PEM file: {error.reason}"
+        ) from error
+    except OSError as error:
+        raise ConfigError("tls_certificate", f"it or tls_key cannot be read: {error.strerror}") from error
     pair = (_read(settings, "tls_key"), _read(settings, "tls_certificate"))
     if not settings.tls_client_ca:
         return grpc.ssl_server_credentials([pair])
@@ -102,13 +112,11 @@ class Server:
         key_sets = keys.load(Path(settings.keys))
         loop = asyncio.get_running_loop()
         directory = DataDirectory(Path(settings.data))
-        metrics = MetricsObserver()
+        metrics = MetricsObserver(key_versions={key_set.key_version for key_set in key_sets})
         core: Core | None = None
         try:
             core = await asyncio.to_thread(
-                lambda: Core(
-                    directory, key_sets, core_settings(settings), deliver_to(loop), metrics, progress=progress
-                )
+                lambda: Core(directory, key_sets, core_settings(settings), deliver_to(loop), metrics, progress=progress)
             )
             server = cls(settings, directory, core, metrics)
             await server._listen(credentials)
@@ -132,12 +140,16 @@ class Server:
             else:
                 self.service_port = self._grpc.add_secure_port(address, credentials)
         except RuntimeError as error:
-            raise ConfigError("service_port", f"cannot listen on {address}, or the TLS certificate and key are no pair") from error
+            raise ConfigError("service_port", f"cannot listen on {address}") from error
         self._metrics_server = self.metrics.start_server(settings.host, settings.metrics_port)
         self.metrics_port = self._metrics_server.port
         await self._grpc.start()
         loop = asyncio.get_running_loop()
-        self.metrics.on_phase_change = lambda phase: loop.call_soon_threadsafe(self._follow, phase)
+
+        def follow(phase: Phase) -> None:
+            loop.call_soon_threadsafe(self._follow, phase)
+
+        self.metrics.on_phase_change = follow
         await self._set_health(serving=self.core.phase is Phase.SERVING)
 
     def _add_reflection(self, names: list[str]) -> None:

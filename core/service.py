@@ -21,7 +21,7 @@ from yikatong.core.memory import Memory
 from yikatong.core.metrics import Metrics
 from yikatong.core.status import status_of
 from yikatong.core.writer import Core, Work
-from yikatong.ext.engine import local_seconds
+from yikatong.ext.engine import NONE, local_seconds
 from yikatong.v1 import (
     account_service_pb2,
     card_service_pb2,
@@ -252,7 +252,7 @@ def _sequence_of(memory: Memory, message: tap_service_pb2.GetTapRequest) -> int:
 
 def _name_terminals(memory: Memory, found: list[tuple[account_service_pb2.Transaction, int]]) -> None:
     for transaction, slot in found:
-        _, terminal, operator_id = commands.card_and_terminal(memory, commands.NONE, slot)
+        _, terminal, operator_id = commands.card_and_terminal(memory, NONE, slot)
         if terminal:
             transaction.terminal_number = terminal["terminal_number"]
             transaction.operator_id = operator_id

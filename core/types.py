@@ -3,7 +3,7 @@
 The same nouns stand in ext/types.h and in the protos; tests hold the three against each other."""
 
 from enum import IntEnum, IntFlag
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -40,6 +40,11 @@ class Result(IntEnum):
     CARD_EXPIRED = 60
     CARD_DENIED = 61
     INSUFFICIENT_FUNDS = 70
+
+
+def wire(code: int) -> Any:
+    """A code as protobuf messages take it: the numbers are the same (tests hold them together), the static types are not."""
+    return int(code)
 
 
 CHARGED: Final = (Result.ACCEPTED, Result.DEBT_BOOKED)

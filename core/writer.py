@@ -197,6 +197,8 @@ class Core:
     # ---- the writer's thread ----
 
     def _enter(self, phase: Phase) -> None:
+        if self._phase is Phase.STOPPED:
+            return  # nothing leads out of it
         self._phase = phase
         self._observer.on_phase(phase)
 
@@ -315,9 +317,7 @@ class Core:
 
     def _rebuild(self) -> None:
         """Throw memory away and restore it from disk, as at a start; then try whether the disk takes writes."""
-        if self._phase is not Phase.REBUILDING:
-            self._enter(Phase.REBUILDING)
-            log.error("the journal could not be written: %s; rebuilding from disk", self._commit_fault)
+        self._enter(Phase.REBUILDING)
         self._in_flight.join()  # what was decided on top of the failed group has been refused too
         if self._checkpoint_thread:
             self._checkpoint_thread.join()
@@ -357,7 +357,9 @@ class Core:
             try:
                 self.journal.append(decided.group)
             except (CommitFailed, MemoryError) as fault:
+                log.error("the journal could not be written: %s", fault)
                 self._commit_fault = fault
+                self._enter(Phase.REBUILDING)  # before anybody hears of it
             else:
                 self._observer.on_commit(decided.group.count, time.perf_counter() - begun, self.journal.next_sequence - 1)
         if self._commit_fault is not None:
