@@ -1,0 +1,114 @@
+"""bench engine: decode → lookup → verify → decide → post → respond on one core, without a disk; and memory a card.
+
+Baseline: the same taps taken as one would write it first in Python: the protobuf runtime, OpenSSL's SM4 one tap at a time, a
+dict of balances."""
+
+import hashlib
+import tempfile
+import time
+from pathlib import Path
+
+from yikatong.bench.naive import NaiveCore
+from yikatong.bench.result import BenchResult, Progress, machine, median
+from yikatong.bench.taps import (
+    bench_key_set,
+    card_number,
+    random_taps,
+    register_card_requests,
+    register_terminal_requests,
+)
+from yikatong.core import commands
+from yikatong.core.journal import Journal
+from yikatong.core.memory import EngineSettings, Memory
+from yikatong.core.store import DataDirectory
+from yikatong.core.tap import TapRules, run_taps
+from yikatong.ext import sm4
+from yikatong.v1 import account_service_pb2, tap_service_pb2
+
+BATCH = 8_192
+FUNDS_FEN = 1_000_000
+
+
+def fill(memory: Memory, cards: int, terminals: int, progress: Progress) -> None:
+    """Register and fund cards, and register terminals; what the journal would hold is dropped."""
+    for request in register_terminal_requests(terminals, BATCH):
+        commands.register_terminals(memory, request, 1)
+        memory.engine.take_group()
+    done = 0
+    for request in register_card_requests(cards, BATCH):
+        commands.register_cards(memory, request, 1)
+        for card in request.cards:
+            top_up = account_service_pb2.TopUpRequest(card_number=card.card_number, amount_fen=FUNDS_FEN)
+            memory.engine.top_up(memory.engine.find_card(card.card_number), FUNDS_FEN, 1, top_up.SerializeToString())
+        memory.engine.take_group()
+        done += len(request.cards)
+        progress("filling the engine", done, cards)
+
+
+def run(
+    cards: int = 1_000_000, taps: int = 2_000_000, naive_taps: int = 4_000, turns: int = 5, *, progress: Progress
+) -> list[BenchResult]:
+    """Taps a second on one core; and bytes of memory a card, all of the engine counted."""
+    key_set, terminals = bench_key_set(), max(cards // 1000, 1)
+    with tempfile.TemporaryDirectory(prefix="yikatong-bench-") as folder, DataDirectory(Path(folder)) as directory:
+        memory = Memory(directory, Journal(directory.journal), [key_set], EngineSettings(hash_seed=7))
+        memory.restore()
+        fill(memory, cards, terminals, progress)
+        requests = random_taps(taps, cards, terminals, key_set, seed=1).submit_requests(BATCH)
+        naive = NaiveCore(key_set, cards, FUNDS_FEN, card_number)
+        naive_requests = random_taps(naive_taps, cards, terminals, key_set, seed=1).submit_requests(min(1000, naive_taps))
+        rates: list[float] = []
+        naive_rates: list[float] = []
+        digest = hashlib.sha256()
+        accepted = 0
+        a_turn = max(len(requests) // turns, 1)
+        for turn in range(min(turns, len(requests))):
+            batches = requests[turn * a_turn : (turn + 1) * a_turn]
+            begun = time.perf_counter()
+            responses = []
+            for request in batches:
+                responses.extend(run_taps(memory, [request], [True], 1_735_700_000_000_000, TapRules()).responses)
+                memory.engine.take_group()
+            seconds = time.perf_counter() - begun
+            count = 0
+            for response in responses:
+                assert isinstance(response, bytes)
+                outcomes = tap_service_pb2.SubmitTapsResponse.FromString(response).outcomes
+                count += len(outcomes)
+                accepted += sum(outcome.result == 1 and not outcome.duplicate for outcome in outcomes)
+                digest.update(response)
+            rates.append(count / seconds)
+            part = naive_requests[turn % len(naive_requests)]
+            begun = time.perf_counter()
+            done = naive.submit(part)
+            naive_rates.append(done / (time.perf_counter() - begun))
+            progress("running taps", turn + 1, turns)
+        assert accepted == min(turns, len(requests)) * a_turn * BATCH or accepted == taps, accepted
+        assert memory.engine.imbalance_fen() == 0
+        sizes = memory.engine.memory_bytes()
+        bytes_a_card = (sizes["tables"] + sizes["indexes"]) / cards
+        memory.close()
+    conditions = machine() | {
+        "cards": cards,
+        "taps": taps,
+        "batch": BATCH,
+        "cores_used": 1,
+        "durability": "none",
+        "sm4": sm4.path(),
+    }
+    result_hash = digest.hexdigest()[:16]
+    value, baseline = median(rates), median(naive_rates)
+    return [
+        {
+            "name": "engine", "value": value, "unit": "taps/s",
+            "baseline": "protobuf runtime, OpenSSL one tap at a time, dict of balances, in Python", "baseline_value": baseline,
+            "ratio": value / baseline, "conditions": conditions, "result_hash": result_hash,
+        },
+        {
+            "name": "engine memory", "value": bytes_a_card, "unit": "bytes/card", "baseline": "the bar of 256 bytes",
+            "baseline_value": 256.0, "ratio": bytes_a_card / 256,
+            "conditions": conditions
+            | {"counters_seen_bytes_a_tap": round(sizes["seen"] / taps, 1), "buffers_bytes": sizes["buffers"]},
+            "result_hash": result_hash,
+        },
+    ]  # fmt: skip
