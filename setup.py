@@ -4,7 +4,12 @@ that show type checkers and sibling cimports the package as it is imported.
 YIKATONG_BUILD=debug builds without optimisation; YIKATONG_BUILD=sanitize adds address and undefined-behaviour sanitizers.
 """
 
+import functools
 import os
+import shlex
+import subprocess
+import sysconfig
+import tempfile
 from pathlib import Path
 
 import numpy
@@ -63,24 +68,64 @@ def link_view() -> None:
             link.symlink_to(ROOT / folder, target_is_directory=True)
 
 
-def extension(name: str, sources: list[str], depends: list[str]) -> Extension:
+def extension(name: str, sources: list[str]) -> Extension:
+    """An extension module of a package folder: "ext/engine" is yikatong.ext.engine, from ext/engine.pyx and C sources."""
+    folder = name.split("/")[0]
     return Extension(
-        f"yikatong.ext.{name}",
-        [f"ext/{name}.pyx", *sources],
-        include_dirs=["ext", numpy.get_include()],
+        f"yikatong.{name.replace('/', '.')}",
+        [f"{name}.pyx", *sources],
+        include_dirs=[folder, numpy.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         extra_compile_args=["-std=gnu11", "-Wall", "-Wextra", "-Wno-unused-parameter", *FLAGS],
         extra_link_args=[flag for flag in FLAGS if flag.startswith("-fsanitize")],
-        depends=depends,
+        depends=[str(path) for path in Path(folder).glob("*.h")],
     )
+
+
+@functools.cache
+def nghttp2_flags() -> tuple[list[str], list[str]] | None:
+    """Arguments for the compiler and for the linker, or None where nghttp2 is not there to build with."""
+    try:
+        found = subprocess.run(["pkg-config", "--cflags", "--libs", "libnghttp2"], capture_output=True, text=True, check=False)
+        if found.returncode == 0:
+            flags = shlex.split(found.stdout)
+            link = [flag for flag in flags if flag.startswith(("-l", "-L", "-Wl"))]
+            return [flag for flag in flags if flag not in link], link
+    except OSError:
+        pass  # no pkg-config; the header may stand where the compiler looks anyway
+    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "probe.c"
+        source.write_text("#include <nghttp2/nghttp2.h>\nint main(void) { return nghttp2_version(0) == 0; }\n")
+        command = [*compiler, str(source), "-o", str(source.with_suffix("")), "-lnghttp2"]
+        try:
+            built = subprocess.run(command, capture_output=True, check=False).returncode == 0
+        except OSError:
+            built = False
+    return ([], ["-lnghttp2"]) if built else None
+
+
+def load_generator() -> list[Extension]:
+    """yikatong.bench.load, where nghttp2 is there."""
+    flags = nghttp2_flags()
+    if flags is None or not Path("bench/load.pyx").exists():
+        return []
+    made = extension("bench/load", ["bench/load.c"])
+    made.extra_compile_args += flags[0]
+    made.extra_link_args += [*flags[1], "-lm", "-ldl"]
+    return [made]
 
 
 compile_protos()
 link_view()
-headers = [str(path) for path in Path("ext").glob("*.h")]
 setup(
     ext_modules=cythonize(
-        [extension("sm4", SM4, headers), extension("engine", ENGINE + SM4, headers)],
+        [
+            extension("ext/sm4", SM4),
+            extension("ext/engine", ENGINE + SM4),
+            extension("bench/openssl_mac", ["bench/openssl_evp.c"]),
+            *load_generator(),
+        ],
         build_dir="build/cython",
         include_path=["build/view"],
         language_level=3,

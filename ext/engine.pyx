@@ -11,6 +11,8 @@ import numpy as np
 
 cimport numpy as np
 
+import yikatong.ext.sm4  # noqa: F401  refuses an SM4 path that this machine cannot run, before the first batch would
+
 np.import_array()
 
 cdef extern from "types.h":
@@ -19,15 +21,24 @@ cdef extern from "types.h":
         uint16_t high
         uint8_t digits
     ctypedef struct yk_tap:
-        uint16_t atc
-        uint8_t result
-        uint8_t search_card
-        uint8_t search_terminal
-        uint32_t card
-        uint32_t terminal
+        yk_card_number number
+        uint8_t issuer_id[8]
+        uint32_t amount_fen, amount_due_fen, chip_before_fen, chip_after_fen
         uint32_t terminal_sequence
-        uint64_t card_prior
-        uint64_t terminal_prior
+        uint32_t local_date, local_time
+        uint32_t line, stop
+        uint16_t atc, city
+        uint8_t terminal_number[6]
+        uint8_t mac[4]
+        uint8_t profile, algorithm_id, key_version, key_index, transaction_type
+        uint8_t kind, direction, industry, rider, test
+        uint8_t keep_message, result, invalid_field, stored
+        uint8_t search_card, search_terminal
+        uint32_t card, terminal
+        uint64_t local_s
+        uint64_t card_prior, terminal_prior
+        const uint8_t *message
+        uint32_t message_bytes
     ctypedef struct yk_record:
         uint64_t sequence
     ctypedef struct yk_outcome:
@@ -309,6 +320,29 @@ cdef class Engine:
             if count > 0:
                 self.tap_count += count
         return counts
+
+    def decoded(self):
+        """The batch's taps as the decoder read them: a dict each, for tests and for looking at what a terminal sent."""
+        cdef uint32_t i
+        cdef yk_tap *tap
+        cdef char text[20]
+        taps = []
+        for i in range(self.tap_count):
+            tap = &self.taps[i]
+            taps.append({
+                "card_number": text[:yk_card_number_print(&tap.number, text)].decode("ascii"),
+                "issuer_id": (<const char *>tap.issuer_id)[:8], "terminal_number": (<const char *>tap.terminal_number)[:6],
+                "mac": (<const char *>tap.mac)[:4], "message": (<const char *>tap.message)[:tap.message_bytes],
+                "amount_fen": tap.amount_fen, "amount_due_fen": tap.amount_due_fen, "chip_before_fen": tap.chip_before_fen,
+                "chip_after_fen": tap.chip_after_fen, "terminal_sequence": tap.terminal_sequence, "local_date": tap.local_date,
+                "local_time": tap.local_time, "local_s": tap.local_s, "line": tap.line, "stop": tap.stop, "atc": tap.atc,
+                "city": tap.city, "profile": tap.profile, "algorithm_id": tap.algorithm_id, "key_version": tap.key_version,
+                "key_index": tap.key_index, "transaction_type": tap.transaction_type, "kind": tap.kind,
+                "direction": tap.direction, "industry": tap.industry, "rider": tap.rider, "test": tap.test,
+                "keep_message": tap.keep_message, "stored": tap.stored, "result": tap.result,
+                "invalid_field": tap.invalid_field,
+            })
+        return taps
 
     def lookup(self):
         with nogil:

@@ -195,7 +195,7 @@ cdef object answer_jobs(object parents, object jobs, bint verify):
     cdef const uint8_t[::1] key_bytes = parents.reshape(-1)
     cdef const uint8_t[::1] job_bytes = jobs.view(np.uint8)
     cdef uint8_t[::1] answer_bytes = answer.reshape(-1).view(np.uint8)
-    cdef uint32_t *round_keys = <uint32_t *>malloc(max(k, 1) * 32 * sizeof(uint32_t))
+    cdef uint32_t *round_keys = <uint32_t *>malloc((k + 1) * 32 * sizeof(uint32_t))
     cdef yk_mac_job *chunk = <yk_mac_job *>malloc(min(n, CHUNK) * sizeof(yk_mac_job))
     try:
         if round_keys == NULL or chunk == NULL:

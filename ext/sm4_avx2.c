@@ -96,6 +96,8 @@ AVX2_INLINE uint32_t equal_lanes(vector a, vector b) {
 
 AVX2_INLINE void forget_registers(void) { _mm256_zeroall(); }
 
+/* Four groups of eight: with fewer the processor waits for results (two take 25 % longer), a fifth gains 3 % and leaves more
+ * lanes empty at the end of a batch. */
 #define LANES 8
 
 /* ---- AES-NI: two halves ------------------------------------------------------------------------------------------- */

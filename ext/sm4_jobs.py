@@ -46,8 +46,8 @@ def make_jobs(
     atcs: npt.NDArray[np.uint16],
     macs: npt.NDArray[np.uint8] | None = None,
 ) -> npt.NDArray[Any]:
-    """Columns to an array of MAC_JOB; see yikatong.ext.sm4.verify_macs for the columns. Raises ValueError naming the column
-    whose dtype or shape is wrong."""
+    """Columns to an array of MAC_JOB; yikatong.ext.sm4.verify_macs says what they are. Raises ValueError naming the
+    column whose dtype or shape is wrong."""
     check_array("parent_index", parent_index, np.int32, (None,))
     n = len(parent_index)
     check_array("profile", profile, np.uint8, (n,))

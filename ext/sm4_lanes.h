@@ -9,14 +9,14 @@
  *
  * and these functions, all inline:
  *
- *     broadcast, xor2, xor3, and2, or2, not1
+ *     broadcast, xor2, xor3, and2, or2, not1, shift_right_16
  *     hat(w), unhat(w)         IN of each byte without its constant, and back (sm4_field.h)
  *     cipher_linear(x, s)      x + (IN L OUT)(s)
  *     key_linear(k, s)         k + (IN L' OUT)(s)
  *     load_words(at, words)    16 bytes at each of LANES addresses to four vectors of big-endian words
  *     load_native(at, words)   the same for words in the machine's own order
  *     equal_lanes(a, b)        bit l set where lane l is equal
- *     store(words, v)          LANES words in the machine's own order
+ *     load(words), store(words, v)   LANES words in the machine's own order, without a transposition
  *     forget_registers()       zero every vector register
  */
 
@@ -152,8 +152,9 @@ INLINE int PATH_FUNCTION(load_parents)(const yk_mac_job *jobs, const size_t inde
 
 /* ---- one pass: WIDTH taps of one profile ----------------------------------------------------------------------------- */
 
-/* Leaves in `mac` the first word of each tap's MAC, as a plain number. `index` says which jobs; taps come back for the
- * comparison. */
+/* Leaves in `mac` the first word of each tap's MAC, as a plain number. `index` says which jobs; `taps` come back for the
+ * comparison. In order: the card's key, with profile 2 the session key, the MAC block by block. Nothing branches on what is
+ * secret, and no address depends on it. */
 INLINE void PATH_FUNCTION(pass)(const yk_mac_job *jobs, const size_t index[WIDTH], int profile, keys *schedule, tap_words *taps,
                                 vector mac[GROUPS]) {
     const vector zero = broadcast(0);

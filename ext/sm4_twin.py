@@ -1,5 +1,5 @@
-"""yikatong.ext.sm4 in plain Python, on the package gmssl: slow, short, and written without a look at the C. It is the oracle
-of the tests and can stand in where there is no compiler. Same names, signatures and errors as the native module."""
+"""yikatong.ext.sm4 in plain Python, on the package gmssl: slow and short. It is an oracle of the tests, and can stand
+in where there is no compiler. Same names, signatures and errors as the native module."""
 
 from typing import Any
 
