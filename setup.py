@@ -105,15 +105,18 @@ def nghttp2_flags() -> tuple[list[str], list[str]] | None:
     return ([], ["-lnghttp2"]) if built else None
 
 
-def load_generator() -> list[Extension]:
-    """yikatong.bench.load, where nghttp2 is there."""
+def http2_extensions() -> list[Extension]:
+    """The tap port's transport and the load generator, where nghttp2 is there."""
     flags = nghttp2_flags()
-    if flags is None or not Path("bench/load.pyx").exists():
+    if flags is None:
         return []
-    made = extension("bench/load", ["bench/load.c"])
-    made.extra_compile_args += flags[0]
-    made.extra_link_args += [*flags[1], "-lm", "-ldl"]
-    return [made]
+    made = [extension("ext/transport", ["ext/grpc_server.c"])]
+    if Path("bench/load.pyx").exists():
+        made.append(extension("bench/load", ["bench/load_client.c"]))
+    for module in made:
+        module.extra_compile_args += flags[0]
+        module.extra_link_args += [*flags[1], "-lm", "-ldl"]
+    return made
 
 
 compile_protos()
@@ -124,7 +127,7 @@ setup(
             extension("ext/sm4", SM4),
             extension("ext/engine", ENGINE + SM4),
             extension("bench/openssl_mac", ["bench/openssl_evp.c"]),
-            *load_generator(),
+            *http2_extensions(),
         ],
         build_dir="build/cython",
         include_path=["build/view"],

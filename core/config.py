@@ -41,6 +41,9 @@ class Settings:
     checkpoint_records: int = _setting(
         limits.CHECKPOINT_RECORDS, "records between checkpoints: bounds what a restart replays", 1, 100_000_000
     )
+    connection_age_s: float = _setting(
+        limits.CONNECTION_AGE_S, "age at which connections of the tap port are asked to go, seconds; 0: never", 0, 30 * 86_400
+    )
     cards_max: int = _setting(limits.CARDS_MAX, "cards that the engine makes room for", 1, 1_000_000_000)
     terminals_max: int = _setting(limits.TERMINALS_MAX, "terminals that the engine makes room for", 1, 100_000_000)
     drain_s: float = _setting(limits.DRAIN_S, "how long calls in flight may take to finish on SIGTERM, seconds", 0, 3600)

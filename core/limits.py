@@ -11,6 +11,20 @@ TOP_UP_FEN_MAX: Final = 100_000_000  # a million yuan: above every purse, far be
 OPERATOR_ID_BYTES_MAX: Final = 64
 CALLS_AT_ONCE_MAX: Final = 4_096  # calls in the service port at once, before RESOURCE_EXHAUSTED
 
+# ---- the tap port: what one peer can make grow, and for how long it may take ----
+TAP_CONNECTIONS_MAX: Final = 4_096  # some kilobytes each; a city has fewer terminals online at one core
+TAP_STREAMS_MAX: Final = 256  # open at a time on one connection: a validator has one, an acquirer some dozen
+TAP_CALLS_MAX: Final = 4_096  # waiting for the writer over all connections: some 40 ms at full speed, then RESOURCE_EXHAUSTED
+TAP_BUFFERED_BYTES_MAX: Final = 256 << 20  # of large requests, complete or not, over all connections
+TAP_HEADER_BYTES_MAX: Final = 16 << 10  # metadata of one request; gRPC's usual limit is 8 KiB
+TAP_CONTROL_FRAMES_MAX: Final = 2_000  # PING, SETTINGS, WINDOW_UPDATE … without a request; a sixtieth is earned back each second
+TAP_RESETS_MAX: Final = 500  # streams that the peer reset; a sixtieth is earned back each second, one with each request
+TAP_REQUEST_S_MAX: Final = 30.0  # from a request's first header to its last byte
+TAP_RESPONSE_S_MAX: Final = 60.0  # until the peer has taken an answer
+TAP_IDLE_S_MAX: Final = 300.0  # a connection without a call
+TAP_PREFACE_S_MAX: Final = 10.0  # until a peer has spoken HTTP/2, after TLS
+TAP_HANDSHAKE_S_MAX: Final = 10.0  # TLS
+
 # ---- the writer ----
 GROUP_TAPS_MAX: Final = 16_384  # taps in one group commit: two full requests; at 128 bytes it is 2 MiB on disk
 GROUPS_IN_FLIGHT_MAX: Final = 2  # one on its way to disk, one decided and waiting
@@ -34,6 +48,9 @@ CHECKPOINT_RECORDS: Final = 1_000_000  # bounds what a restart replays, and the 
 SEGMENTS_MERGE: Final = 4  # segments of like size before they are merged into one
 SEGMENT_KEYS_MAX: Final = 64_000_000  # larger ones are left alone: 1 GiB each
 DRAIN_S: Final = 10.0
+CONNECTION_AGE_S: Final = 3_600.0  # then peers are asked to connect anew, so that balancing and certificates stay fresh
+
+assert TAP_CALLS_MAX <= GROUP_TAPS_MAX
 
 assert GROUP_TAPS_MAX >= REQUEST_ITEMS_MAX
 # A record that the ring no longer holds must be on disk when it is looked for.

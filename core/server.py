@@ -16,7 +16,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
-from yikatong.core import keys, limits
+from yikatong.core import keys, limits, tap_port
 from yikatong.core.config import Settings
 from yikatong.core.errors import ConfigError
 from yikatong.core.memory import EngineSettings, Progress
@@ -24,6 +24,7 @@ from yikatong.core.metrics import Metrics
 from yikatong.core.service import SERVICES, Service, deliver_to
 from yikatong.core.store import DataDirectory
 from yikatong.core.tap import TapRules
+from yikatong.core.tap_port import TapPort
 from yikatong.core.writer import Core, CoreSettings, Phase
 
 log = logging.getLogger(__name__)
@@ -59,16 +60,29 @@ def _read(settings: Settings, name: str) -> bytes:
         raise ConfigError(name, f"{path}: {error.strerror}") from error
 
 
-def _credentials(settings: Settings) -> grpc.ServerCredentials:
+def _tls_context(settings: Settings) -> ssl.SSLContext:
     """Raises ConfigError when the files cannot be read or do not belong together, which gRPC itself would not say."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["h2"])
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_certificate, settings.tls_key)
+        context.load_cert_chain(settings.tls_certificate, settings.tls_key)
     except ssl.SSLError as error:
         raise ConfigError(
             "tls_key", f"is not the key of the certificate, or one of them is no PEM file: {error.reason}"
         ) from error
     except OSError as error:
         raise ConfigError("tls_certificate", f"it or tls_key cannot be read: {error.strerror}") from error
+    if settings.tls_client_ca:
+        try:
+            context.load_verify_locations(settings.tls_client_ca)
+        except OSError as error:  # SSLError is one
+            raise ConfigError("tls_client_ca", f"cannot be read, or is no PEM file: {error}") from error
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def _credentials(settings: Settings) -> grpc.ServerCredentials:
     pair = (_read(settings, "tls_key"), _read(settings, "tls_certificate"))
     if not settings.tls_client_ca:
         return grpc.ssl_server_credentials([pair])
@@ -97,6 +111,7 @@ class Server:
         self._health = HealthServicer()
         self._grpc = grpc.aio.server(options=OPTIONS)
         self._metrics_server: Any = None
+        self._taps: TapPort | None = None
         self._draining = False
         self.service_port = 0
         self.metrics_port = 0
@@ -108,7 +123,7 @@ class Server:
         for name in ("data", "keys"):
             if not getattr(settings, name):
                 raise ConfigError(name, "is not set")
-        credentials = None if settings.insecure else _credentials(settings)
+        tls = None if settings.insecure else _tls_context(settings)
         key_sets = keys.load(Path(settings.keys))
         loop = asyncio.get_running_loop()
         directory = DataDirectory(Path(settings.data))
@@ -119,7 +134,7 @@ class Server:
                 lambda: Core(directory, key_sets, core_settings(settings), deliver_to(loop), metrics, progress=progress)
             )
             server = cls(settings, directory, core, metrics)
-            await server._listen(credentials)
+            await server._listen(tls)
             return server
         except BaseException:
             if core is not None:
@@ -127,7 +142,7 @@ class Server:
             directory.close()
             raise
 
-    async def _listen(self, credentials: grpc.ServerCredentials | None) -> None:
+    async def _listen(self, tls: ssl.SSLContext | None) -> None:
         settings = self.settings
         self._grpc.add_generic_rpc_handlers(Service(self.core, self.metrics).handlers())
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
@@ -135,14 +150,16 @@ class Server:
         self._add_reflection(names)
         address = settings.url(settings.service_port)
         try:
-            if credentials is None:
+            if tls is None:
                 self.service_port = self._grpc.add_insecure_port(address)
             else:
-                self.service_port = self._grpc.add_secure_port(address, credentials)
+                self.service_port = self._grpc.add_secure_port(address, _credentials(settings))
         except RuntimeError as error:
             raise ConfigError("service_port", f"cannot listen on {address}") from error
         self._metrics_server = self.metrics.start_server(settings.host, settings.metrics_port)
         self.metrics_port = self._metrics_server.port
+        if tap_port.available():
+            self._taps = await TapPort.listen(self.core, self.metrics, settings, self.service_port, tls)
         await self._grpc.start()
         loop = asyncio.get_running_loop()
 
@@ -171,12 +188,15 @@ class Server:
 
     async def _set_health(self, *, serving: bool) -> None:
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        if self._taps is not None:
+            self._taps.serving = serving
         for name in ("", *SERVICES):
             await self._health.set(name, status)
 
     def ports(self) -> dict[str, int]:
         """The ports that were bound, by setting."""
-        return {"service_port": self.service_port, "metrics_port": self.metrics_port}
+        ports = {"service_port": self.service_port, "metrics_port": self.metrics_port}
+        return ports if self._taps is None else ports | {"tap_port": self._taps.port}
 
     def announce(self) -> None:
         """Say in the log what is served where."""
@@ -189,7 +209,10 @@ class Server:
             "plaintext" if settings.insecure else "mTLS" if settings.tls_client_ca else "TLS",
             settings.url(self.metrics_port),
         )
-        log.info("no tap port: this build has no native transport; all methods are on the service port")
+        if self._taps is None:
+            log.info("no tap port: this build was made without nghttp2; all methods are on the service port")
+        else:
+            log.info("native taps on %s", settings.url(self._taps.port))
 
     async def stop(self) -> None:
         """Drain: health turns NOT_SERVING, calls in flight finish, then journal and checkpoint are closed."""
@@ -198,7 +221,10 @@ class Server:
         self._draining = True
         await self._set_health(serving=False)
         await asyncio.sleep(min(LAME_DUCK_S, self.settings.drain_s))
-        await self._grpc.stop(self.settings.drain_s)
+        stops = [self._grpc.stop(self.settings.drain_s)]
+        if self._taps is not None:
+            stops.append(self._taps.stop(self.settings.drain_s))
+        await asyncio.gather(*stops)
         await asyncio.to_thread(self.core.close)
         self._metrics_server.close()
         self._directory.close()

@@ -45,10 +45,14 @@ SERVICES: Final = [
 
 
 def deliver_to(loop: asyncio.AbstractEventLoop) -> Callable[[list[Work]], None]:
-    """A `deliver` for Core: finished work resolves the future in its tag, a whole group in one turn of the loop."""
+    """A `deliver` for Core: finished work resolves the future in its tag, or is given to the function there; a whole group in
+    one turn of the loop."""
 
     def resolve(works: list[Work]) -> None:
         for work in works:
+            if not isinstance(work.tag, asyncio.Future):
+                work.tag(work)
+                continue
             if work.tag.done():  # the caller has gone
                 continue
             if work.error is not None:

@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from yikatong.core import limits
-from yikatong.core.errors import InvalidRequest, YikatongError
+from yikatong.core.errors import DeadlineOver, InvalidRequest, YikatongError
 from yikatong.core.memory import Memory
 from yikatong.core.seen import CARDS, TERMINALS
+from yikatong.ext.engine import DEADLINE_OVER, Calls
 
 DECODE_ERRORS: Final = {
     -1: ("request", "ends in the middle of a field"),
-    -2: ("request", "is not protobuf: a tag cannot be read"),
+    -2: ("request", "is not protobuf: a tag, a length or a number cannot be read"),
     -3: ("taps", "at least one is wanted"),
     -4: ("taps", f"at most {limits.REQUEST_ITEMS_MAX} are taken in one request"),
     -5: ("tap", "stands there twice"),
@@ -56,6 +57,27 @@ def run_taps(memory: Memory, requests: list[bytes], stored: list[bool], time_us:
     return TapBatch([_answer(*pair) for pair in zip(counts, responses, strict=True)], outcomes)
 
 
+def run_calls(memory: Memory, batch: list[Calls], time_us: int, rules: TapRules, now: float) -> npt.NDArray[np.void]:
+    """The same for requests that the tap port gathered: their responses and errors are written into them. `now` is
+    time.monotonic(), for their deadlines. Returns the outcomes, good until the next batch."""
+    engine = memory.engine
+    now_us = int(now * 1e6)
+    engine.decode_calls(batch, time_us // 1_000_000, rules.clock_ahead_s_max, limits.REQUEST_ITEMS_MAX, now_us)
+    engine.lookup()
+    priors = _find_priors(memory)
+    engine.verify()
+    outcomes = engine.run(time_us, priors)
+    engine.respond_calls()
+    return outcomes
+
+
+def decode_error(code: int) -> YikatongError:
+    """The error that a negative answer of the decoder stands for."""
+    if code == DEADLINE_OVER:
+        return DeadlineOver("the deadline had passed before the work began")
+    return InvalidRequest(*DECODE_ERRORS[code])
+
+
 def _find_priors(memory: Memory) -> bytes:
     """Records of earlier taps with the same counters, as far as they are no longer in the engine's own memory."""
     engine = memory.engine
@@ -78,4 +100,4 @@ def _find_priors(memory: Memory) -> bytes:
 def _answer(count: int | None, response: bytes | None) -> bytes | YikatongError | None:
     if count is None or response is not None:
         return response
-    return InvalidRequest(*DECODE_ERRORS[count])
+    return decode_error(count)

@@ -38,8 +38,8 @@ from yikatong.core.journal import Group, Journal
 from yikatong.core.keys import KeySet
 from yikatong.core.memory import EngineSettings, Memory, Photograph, Progress
 from yikatong.core.store import DataDirectory
-from yikatong.core.tap import TapRules, run_taps
-from yikatong.ext.engine import EngineFull
+from yikatong.core.tap import TapRules, run_calls, run_taps
+from yikatong.ext.engine import Calls, EngineFull
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +57,11 @@ class Phase(Enum):
 
 @dataclass(slots=True)
 class Work:
-    """One call: a tap request (`request` bytes) or a command. `deliver` gets it back with `response` or `error` set."""
+    """One call: a tap request (`request` bytes) or a command; or a batch of calls that the tap port gathered. `deliver` gets
+    it back with `response` or `error` set; the answers to `calls` are inside them."""
 
     request: bytes = b""
+    calls: Calls | None = None
     stored: bool = False
     command: Command | None = None
     deadline: float | None = None  # time.monotonic() after which it is not begun any more
@@ -68,8 +70,12 @@ class Work:
     error: YikatongError | None = None
 
 
+def _is_request(work: Work) -> bool:
+    return work.command is None and work.calls is None
+
+
 def _queued_bytes(work: Work) -> int:
-    return len(work.request) + 64
+    return (len(work.request) if work.calls is None else work.calls.bytes) + 64
 
 
 class Observer:
@@ -249,8 +255,11 @@ class Core:
             taken.append(work)
             if not self._is_late(work, now):
                 self._command(work, time_us)
+        if waiting and waiting[0].calls is not None:
+            self._calls(waiting, taken, time_us, now)
+            return time_us
         batch: list[Work] = []
-        while waiting and waiting[0].command is None and len(batch) < limits.GROUP_TAPS_MAX:
+        while waiting and _is_request(waiting[0]) and len(batch) < limits.GROUP_TAPS_MAX:
             work = waiting.popleft()
             taken.append(work)
             if not self._is_late(work, now):
@@ -258,6 +267,18 @@ class Core:
         if batch:
             self._taps(batch, waiting, taken, time_us)
         return time_us
+
+    def _calls(self, waiting: deque[Work], taken: list[Work], time_us: int, now: float) -> None:
+        """Batches of the tap port, as many as are sure to fit."""
+        batch: list[Calls] = []
+        room = limits.GROUP_TAPS_MAX
+        while waiting and (calls := waiting[0].calls) is not None:
+            room -= limits.REQUEST_ITEMS_MAX if calls.taps_max is None else calls.taps_max
+            if room < 0:
+                break
+            batch.append(calls)
+            taken.append(waiting.popleft())
+        self._observer.on_taps(run_calls(self._memory, batch, time_us, self._settings.taps, now))
 
     def _taps(self, batch: list[Work], waiting: deque[Work], taken: list[Work], time_us: int) -> None:
         result = run_taps(
