@@ -4,13 +4,13 @@
 /* The record with this sequence: among the newest, or among those that were fetched from the journal beforehand. */
 static const yk_record *find_prior(const yk_engine *engine, uint64_t sequence, const yk_record *priors, uint32_t n) {
     if (yk_in_ring(engine, sequence, 0)) return &engine->ring[sequence & (engine->config.ring_records - 1)];
-    uint32_t low = 0;
-    while (low < n) {
-        uint32_t middle = low + (n - low) / 2;
+    uint32_t low = 0, high = n;
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
         if (priors[middle].sequence < sequence) low = middle + 1;
-        else n = middle;
+        else high = middle;
     }
-    return priors && priors[low].sequence == sequence ? &priors[low] : NULL;
+    return low < n && priors[low].sequence == sequence ? &priors[low] : NULL;
 }
 
 /* Seen before: looked up again in what is in memory, since an earlier tap of this very batch may be the one. */

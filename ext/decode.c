@@ -19,11 +19,14 @@ static void fail(reader *r, int error) {
     r->at = r->end;
 }
 
-static uint64_t read_varint(reader *r) {
+static inline uint64_t read_varint_of(reader *r, unsigned bytes_max) {
     uint64_t value = 0;
     const uint8_t *at = r->at;
-    for (unsigned shift = 0; shift < 70; shift += 7) {
-        if (at == r->end) break;
+    for (unsigned shift = 0; shift < 7 * bytes_max; shift += 7) {
+        if (at == r->end) {
+            fail(r, YK_DECODE_TRUNCATED);
+            return 0;
+        }
         uint8_t byte = *at++;
         value |= (uint64_t)(byte & 0x7f) << shift; /* what would not fit into 64 bits falls off, as in protobuf */
         if (byte < 0x80) {
@@ -31,12 +34,17 @@ static uint64_t read_varint(reader *r) {
             return value;
         }
     }
-    fail(r, YK_DECODE_TRUNCATED);
+    fail(r, YK_DECODE_BAD_TAG);
     return 0;
 }
 
+/* Tags and lengths have 5 bytes at most, padding included: protobuf reads no longer ones, and what the journal keeps whole must
+ * be readable to it. */
+static uint64_t read_varint(reader *r) { return read_varint_of(r, 10); }
+static uint64_t read_short_varint(reader *r) { return read_varint_of(r, 5); }
+
 static const uint8_t *read_bytes(reader *r, size_t *n) {
-    uint64_t length = read_varint(r);
+    uint64_t length = read_short_varint(r);
     if (length > (uint64_t)(r->end - r->at)) {
         fail(r, YK_DECODE_TRUNCATED);
         *n = 0;
@@ -50,7 +58,7 @@ static const uint8_t *read_bytes(reader *r, size_t *n) {
 
 /* Field number and wire type; field 0 with an error. */
 static uint32_t read_tag(reader *r, unsigned *wire) {
-    uint64_t tag = read_varint(r);
+    uint64_t tag = read_short_varint(r);
     *wire = tag & 7;
     if (r->error) return 0;
     if (tag >> 3 == 0 || tag > UINT32_MAX) {
@@ -156,6 +164,7 @@ typedef struct {
     const uint8_t *bytes[TAP_FIELD_END];
     size_t length[TAP_FIELD_END];
     uint64_t number[TAP_FIELD_END];
+    int overwrote_text; /* a card number that is not ASCII, and another one after it */
 } raw_tap;
 
 enum { CITY_MAX = 9999, STOP_MAX = 0xffffff, INDUSTRY_MAX = 9, RIDER_MAX = 7, KIND_MAX = 4, DIRECTION_MAX = 2 };
@@ -173,7 +182,7 @@ static void malformed(yk_tap *tap, uint8_t result, uint8_t field) {
 static void check_form(const raw_tap *raw, const yk_decode_rules *rules, yk_tap *tap) {
     const uint64_t *number = raw->number;
 
-    if (yk_card_number_parse(raw->bytes[TAP_CARD_NUMBER], raw->length[TAP_CARD_NUMBER], &tap->number) != 0)
+    if (yk_card_number_parse(raw->bytes[TAP_CARD_NUMBER], raw->length[TAP_CARD_NUMBER], &tap->number) != 0 || raw->overwrote_text)
         malformed(tap, YK_MALFORMED_CARD_NUMBER, TAP_CARD_NUMBER);
     if (raw->length[TAP_ISSUER_ID] != sizeof tap->issuer_id) malformed(tap, YK_MALFORMED_ISSUER_ID, TAP_ISSUER_ID);
     else memcpy(tap->issuer_id, raw->bytes[TAP_ISSUER_ID], sizeof tap->issuer_id);
@@ -247,6 +256,12 @@ static int check_transfer(const uint8_t *bytes, size_t n) {
     return r.error;
 }
 
+static int is_ascii(const uint8_t *bytes, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if (bytes[i] > 127) return 0;
+    return 1;
+}
+
 int yk_decode_tap(const uint8_t *bytes, size_t n, const yk_decode_rules *rules, yk_tap *tap) {
     raw_tap raw;
     memset(&raw, 0, sizeof raw);
@@ -260,6 +275,8 @@ int yk_decode_tap(const uint8_t *bytes, size_t n, const yk_decode_rules *rules, 
         if (field >= TAP_FIELD_END || wire != tap_wire[field]) {
             skip_field(&r, field, wire);
         } else if (wire == WIRE_BYTES) {
+            /* Of a repeated field the last counts. But protobuf reads no message with text that is not UTF-8 in any of them. */
+            if (field == TAP_CARD_NUMBER && !is_ascii(raw.bytes[field], raw.length[field])) raw.overwrote_text = 1;
             raw.bytes[field] = read_bytes(&r, &raw.length[field]);
             if (field == TAP_TRANSFER && !r.error) {
                 tap->keep_message = 1;

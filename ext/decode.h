@@ -7,7 +7,7 @@
 /* What makes a whole request unreadable; everything else is a matter of the one tap. */
 enum {
     YK_DECODE_TRUNCATED = -1,   /* a length or a varint runs past the end */
-    YK_DECODE_BAD_TAG = -2,     /* field number 0, an unknown wire type, an unmatched or too deep group */
+    YK_DECODE_BAD_TAG = -2,     /* field number 0, an unknown wire type, an unmatched or too deep group, an endless varint */
     YK_DECODE_NO_TAP = -3,      /* AuthorizeTapRequest without `tap`, SubmitTapsRequest without `taps` */
     YK_DECODE_TOO_MANY = -4,    /* more taps than fit */
     YK_DECODE_TAP_TWICE = -5,   /* AuthorizeTapRequest with two of `tap` */

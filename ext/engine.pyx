@@ -3,7 +3,7 @@
 stage. One thread calls everything, but for `frozen_*`, which one other thread may call between `freeze` and `release`."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset
 
@@ -156,6 +156,10 @@ cdef extern from "engine.h":
 cdef enum:
     RECORD_BYTES = 128
 
+cdef enum:
+    YK_DEADLINE_OVER = -6
+
+DEADLINE_OVER = YK_DEADLINE_OVER
 NONE = <uint32_t>YK_NONE
 PAGE_BYTES = YK_PAGE_BYTES
 
@@ -235,6 +239,39 @@ def audit(int64_t[::1] balances not None, const uint8_t[::1] records not None):
     return -1 if error == YK_OK else at
 
 
+cdef class Calls:
+    def __cinit__(self, uint32_t n, bint stored):
+        self.n = n
+        self.stored = stored
+        self.messages = <const uint8_t **>malloc(n * sizeof(uint8_t *))
+        self.lengths = <uint32_t *>malloc(n * sizeof(uint32_t))
+        self.deadlines_us = <uint64_t *>malloc(n * sizeof(uint64_t))
+        self.handles = <void **>malloc(n * sizeof(void *))
+        self.counts = <int32_t *>malloc(n * sizeof(int32_t))
+        self.response_ends = <uint64_t *>malloc(n * sizeof(uint64_t))
+        if not (self.messages and self.lengths and self.deadlines_us and self.handles and self.counts and self.response_ends):
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.messages)
+        free(self.lengths)
+        free(self.deadlines_us)
+        free(self.handles)
+        free(self.counts)
+        free(self.response_ends)
+        free(self.responses)
+
+    @property
+    def taps_max(self):
+        """More taps than this cannot be in it, whatever the limit of one request."""
+        return None if self.stored else self.n
+
+    def errors(self):
+        """(index, decode error) of each request that could not be decoded; DEADLINE_OVER among them."""
+        cdef uint32_t i
+        return [(i, self.counts[i]) for i in range(self.n) if self.counts[i] < 0]
+
+
 cdef class Engine:
     """Cards, accounts and terminals in memory, and the stages of a tap batch over them.
 
@@ -248,6 +285,7 @@ cdef class Engine:
     cdef size_t scratch_bytes
     cdef list requests         # kept alive: taps point into them
     cdef list request_counts   # taps of each request, or a negative decode error
+    cdef bint photographed     # between `freeze` and `release` or `thaw`
 
     def __cinit__(self, *, uint32_t cards_max, uint32_t terminals_max, uint32_t ring_records, uint32_t batch_taps_max,
                   uint32_t stored_grace_s, uint64_t hash_seed):
@@ -343,6 +381,55 @@ cdef class Engine:
                 "invalid_field": tap.invalid_field,
             })
         return taps
+
+    def decode_calls(self, list batch, uint64_t now_s, uint32_t clock_ahead_s_max, uint32_t request_taps_max, uint64_t now_us):
+        """Read the requests of Calls that a native transport gathered; there must be room for all of their taps. A request whose
+        deadline (monotonic, as `now_us`) has passed is not read: its error is DEADLINE_OVER."""
+        cdef yk_decode_rules rules
+        cdef Calls calls
+        cdef uint32_t i, at = 0, room
+        cdef int count
+        rules.now_local_s = now_s
+        rules.clock_ahead_s_max = clock_ahead_s_max
+        self.requests = batch
+        self.request_counts = []
+        self.tap_count = 0
+        for calls in batch:
+            with nogil:
+                for i in range(calls.n):
+                    if calls.deadlines_us[i] and calls.deadlines_us[i] < now_us:
+                        calls.counts[i] = YK_DEADLINE_OVER
+                        continue
+                    room = self.tap_capacity - at
+                    rules.taps_max = room if room < request_taps_max else request_taps_max
+                    count = yk_decode_request(calls.messages[i], calls.lengths[i], calls.stored, &rules, self.taps + at)
+                    calls.counts[i] = count
+                    if count > 0:
+                        at += count
+        self.tap_count = at
+
+    def respond_calls(self):
+        """Write the responses into the Calls of the batch."""
+        cdef Calls calls
+        cdef uint32_t i, at = 0, taps
+        cdef uint64_t end
+        for calls in self.requests:
+            taps = 0
+            for i in range(calls.n):
+                if calls.counts[i] > 0:
+                    taps += calls.counts[i]
+            free(calls.responses)
+            calls.responses = <uint8_t *>malloc(<size_t>taps * YK_OUTCOME_BYTES_MAX + 1)
+            if not calls.responses:
+                raise MemoryError
+            with nogil:
+                end = 0
+                for i in range(calls.n):
+                    if calls.counts[i] > 0:
+                        end += yk_respond(self.outcomes + at, calls.counts[i], calls.responses + end)
+                        at += calls.counts[i]
+                    calls.response_ends[i] = end
+        self.requests = []
 
     def lookup(self):
         with nogil:
@@ -584,7 +671,7 @@ cdef class Engine:
     def freeze(self):
         """Begin a photograph of all tables and of the counters seen; returns what it stands for. To be ended by `release` or `thaw`."""
         cdef yk_seen empty
-        if self.engine.card_seen_frozen.entries or self.engine.terminal_seen_frozen.entries:
+        if self.photographed:
             raise RuntimeError("a photograph is already being taken")
         pages = {}
         for name in ("cards", "accounts", "terminals"):
@@ -597,6 +684,7 @@ cdef class Engine:
         self.engine.terminal_seen_frozen = self.engine.terminal_seen
         self.engine.card_seen = empty
         self.engine.terminal_seen = empty
+        self.photographed = True
         return {"sequence": self.engine.next_sequence - 1, "pages": pages, "counts": self.counts}
 
     def frozen_page(self, str table, uint32_t i):
@@ -617,6 +705,7 @@ cdef class Engine:
 
     def release(self):
         """The photograph is safe on disk."""
+        self.photographed = False
         yk_seen_free(&self.engine.card_seen_frozen)
         yk_seen_free(&self.engine.terminal_seen_frozen)
 

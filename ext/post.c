@@ -130,8 +130,10 @@ void yk_post(yk_engine *engine, const yk_tap *tap, const yk_decision *decision, 
     copy_tap(tap, record);
     if (decision->fraud) record->flags |= YK_FLAG_FRAUD;
     if (decision->counts) record->flags |= YK_FLAG_COUNTED;
+    int other_issuer = 0; /* than the card's own, whatever the result is */
     if (tap->card != YK_NONE) {
         yk_card *card = yk_table_write(&engine->cards, tap->card);
+        other_issuer = memcmp(card->issuer_id, tap->issuer_id, sizeof tap->issuer_id) != 0;
         record->card_previous = card->last_sequence;
         card->last_sequence = record->sequence;
         if (decision->counts) use_up(engine, tap, card, record->sequence);
@@ -145,8 +147,8 @@ void yk_post(yk_engine *engine, const yk_tap *tap, const yk_decision *decision, 
         if (decision->result == YK_DEBT_BOOKED && !card->denied_since_s) card->denied_since_s = (uint32_t)(time_us / 1000000);
         if (card->denied_since_s) record->flags |= YK_FLAG_DENIED;
     }
-    /* What a record cannot hold stays whole: a card or terminal that has no slot, and transfer data. */
-    if (tap->card == YK_NONE || tap->terminal == YK_NONE || decision->result == YK_ISSUER_MISMATCH || tap->keep_message)
+    /* What a record cannot hold stays whole: a card or terminal that has no slot, another issuer, and transfer data. */
+    if (tap->card == YK_NONE || tap->terminal == YK_NONE || other_issuer || tap->keep_message)
         yk_add_payload(engine, record, tap->message, tap->message_bytes);
     if (decision->prior) record->conflicting_sequence = decision->prior->sequence;
     yk_end_record(engine, record);
