@@ -12,7 +12,7 @@ import socket
 import socketserver
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -31,7 +31,7 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 import yikatong.v1
@@ -265,6 +265,33 @@ class _Taps(Collector):
         yield failures
 
 
+class _TapPort(Collector):
+    """What the native transport counts about itself; read when scraped."""
+
+    _COUNTERS: Final = {
+        "connections_opened": "Connections that the tap port took.",
+        "connections_refused": "Connections beyond the limit, or without ALPN h2.",
+        "connections_closed_for_abuse": "Connections sent away for floods of control frames or resets.",
+        "resets": "Streams that peers reset.",
+        "refused_overload": "Calls refused at once because too much was waiting.",
+    }
+    _GAUGES: Final = {
+        "connections_open": "Connections that are open.",
+        "calls_in_flight": "Calls that came in whole and are not answered yet.",
+        "buffered_bytes": "Memory of large requests, complete or not.",
+    }
+
+    def __init__(self) -> None:
+        self.counts: Callable[[], Mapping[str, int]] = dict
+
+    def collect(self) -> Iterator[Metric]:
+        counts = self.counts()
+        for name, text in self._COUNTERS.items():
+            yield CounterMetricFamily(f"yikatong_tap_{name}", text, value=counts.get(name, 0))
+        for name, text in self._GAUGES.items():
+            yield GaugeMetricFamily(f"yikatong_tap_{name}", text, value=counts.get(name, 0))
+
+
 class Metrics(Observer):
     """Counts what the core and the doors report. Every method may be called from any thread, and none raises."""
 
@@ -285,6 +312,8 @@ class Metrics(Observer):
         registry.register(self._calls)
         self._taps = _Taps(key_versions)
         registry.register(self._taps)
+        self._tap_port = _TapPort()
+        registry.register(self._tap_port)
 
         self._commit_records = Histogram(
             "yikatong_group_commit_records",
@@ -338,6 +367,10 @@ class Metrics(Observer):
         running.info({"version": _version(), **(build or {})})
 
     # ---- the doors ----
+
+    def watch_tap_port(self, counts: Callable[[], Mapping[str, int]]) -> None:
+        """Ask `counts` (TapPort.counts) at each scrape from now on; zeros until then."""
+        self._tap_port.counts = counts
 
     def on_call_started(self, service: str, method: str, calls: int = 1) -> None:
         """Calls of an RPC were begun; `service` is its full name ("yikatong.v1.TapService"), `method` the bare one."""

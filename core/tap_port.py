@@ -119,6 +119,7 @@ class TapPort:
             )
         except OSError as error:
             raise ConfigError("tap_port", f"cannot listen on {settings.url(settings.tap_port)}: {error.strerror}") from error
+        metrics.watch_tap_port(made.counts)
         made.port = made._server.sockets[0].getsockname()[1]
         made._ticking = asyncio.create_task(made._tick())
         return made

@@ -4,9 +4,10 @@
 #include <string.h>
 
 enum { OK = 0, CANCELLED = 1, INVALID_ARGUMENT = 3, DEADLINE_EXCEEDED = 4, RESOURCE_EXHAUSTED = 8, UNIMPLEMENTED = 12, INTERNAL = 13 };
-enum { HEADERS_COMING = 0, BODY_COMING = 1, COMPLETE = 2, ANSWERED = 3 };
+enum { HEADERS_COMING = 0, BODY_COMING = 1, REFUSED = 2, COMPLETE = 3, ANSWERED = 4 };
 enum { FRAME_BYTES = 5, SPARE_MAX = 4096, UNKNOWN_METHOD = UINT16_MAX };
 enum { FRAME_BYTES_MAX = 16384 + 1024 }; /* nghttp2 cuts DATA at 16 KiB, and our headers are short */
+enum { DISCARDED_BYTES_MAX = 1 << 16 };
 enum { WINDOW_STREAM = 1 << 20, WINDOW_CONNECTION = 8 << 20 };
 enum { SECOND_US = 1000000, GOAWAY_AFTER_NOTICE_US = 300000, KEEPALIVE_US = 60 * SECOND_US, KEEPALIVE_GRACE_US = 20 * SECOND_US };
 
@@ -117,27 +118,35 @@ static void submit_error(yk_call *call, int code, const char *message, size_t me
     nghttp2_submit_response(call->connection->session, call->stream_id, headers, details_bytes ? 5 : 4, NULL);
 }
 
-/* Refuse a call that was not handed over. */
+/* Refuse a call that was not handed over. The answer leaves when the request has come in whole, as a client expects it, or
+ * when too much still comes of it. The message outlives the call. */
 static void refuse(yk_call *call, int code, const char *message) {
-    yk_server *server = call->connection->server;
-    uint16_t method = call->method == UNKNOWN_METHOD ? YK_METHODS_MAX : call->method;
-    server->refused[method][code]++;
-    const uint8_t *details = NULL;
-    size_t details_bytes = 0;
-    if (code == RESOURCE_EXHAUSTED) {
-        server->counts.refused_overload++;
-        details = server->overload_details;
-        details_bytes = server->overload_details_bytes;
-    }
-    submit_error(call, code, message, strlen(message), details, details_bytes);
+    call->state = REFUSED;
+    call->status = (uint8_t)code;
+    call->refusal = message;
 }
 
-/* Not gRPC at all: an HTTP status. */
-static void refuse_http(yk_call *call, const char *status) {
-    nghttp2_nv headers[1] = {copied(LITERAL(":status"), (const uint8_t *)status, 3)};
-    call->state = ANSWERED;
-    call->completed_us = call->connection->server->now_us;
-    nghttp2_submit_response(call->connection->session, call->stream_id, headers, 1, NULL);
+/* Not gRPC at all: an HTTP status of three digits. */
+static void refuse_http(yk_call *call, const char *http_status) {
+    call->state = REFUSED;
+    call->http_status = http_status;
+    call->refusal = "";
+}
+
+static void answer_refusal(yk_call *call) {
+    yk_server *server = call->connection->server;
+    if (call->http_status) {
+        nghttp2_nv headers[1] = {header(LITERAL(":status"), (const uint8_t *)call->http_status, 3)};
+        call->state = ANSWERED;
+        call->completed_us = server->now_us;
+        nghttp2_submit_response(call->connection->session, call->stream_id, headers, 1, NULL);
+        return;
+    }
+    server->refused[call->method == UNKNOWN_METHOD ? YK_METHODS_MAX : call->method][call->status]++;
+    int overloaded = call->status == RESOURCE_EXHAUSTED;
+    server->counts.refused_overload += (uint64_t)overloaded;
+    submit_error(call, call->status, call->refusal, strlen(call->refusal), overloaded ? server->overload_details : NULL,
+                 overloaded ? server->overload_details_bytes : 0);
 }
 
 void yk_call_answer(yk_server *server, yk_call *call, const uint8_t *message, uint32_t n) {
@@ -305,7 +314,12 @@ static int on_data(nghttp2_session *session, uint8_t flags, int32_t stream_id, c
     yk_connection *connection = user_data;
     yk_server *server = connection->server;
     yk_call *call = nghttp2_session_get_stream_user_data(session, stream_id);
-    if (!call || call->state != BODY_COMING) return 0; /* it was refused: what still comes is not kept */
+    if (!call) return 0;
+    if (call->state == REFUSED) { /* what still comes is not kept, and not much of it taken */
+        call->discarded_bytes += (uint32_t)n;
+        if (call->discarded_bytes > DISCARDED_BYTES_MAX) answer_refusal(call);
+    }
+    if (call->state != BODY_COMING) return 0;
     uint64_t need = (uint64_t)call->body_bytes + n;
     if (need > (uint64_t)server->limits.message_bytes_max + FRAME_BYTES) {
         refuse(call, RESOURCE_EXHAUSTED, "the message is larger than the limit");
@@ -336,6 +350,7 @@ static int ready_push(yk_server *server, yk_call *call) {
 
 static void on_request_complete(yk_connection *connection, yk_call *call) {
     yk_server *server = connection->server;
+    if (call->state == REFUSED) answer_refusal(call);
     if (call->state != BODY_COMING) return;
     /* A request earns back what its frames cost. */
     connection->control_credit = (int32_t)server->limits.control_frames_max;
@@ -357,6 +372,7 @@ static void on_request_complete(yk_connection *connection, yk_call *call) {
         call->completed_us = server->now_us;
         server->counts.calls_in_flight++;
     }
+    if (call->state == REFUSED) answer_refusal(call);
 }
 
 /* ---- frames ------------------------------------------------------------------------------------------------------- */
@@ -548,6 +564,8 @@ int yk_connection_tick(yk_connection *connection, uint64_t now_us) {
         } else if (call->state == ANSWERED && now_us - call->completed_us > limits->response_us_max) {
             call->completed_us = now_us;
             nghttp2_submit_rst_stream(connection->session, NGHTTP2_FLAG_NONE, call->stream_id, NGHTTP2_CANCEL);
+        } else if (call->state == REFUSED && now_us - call->begun_us > SECOND_US) {
+            answer_refusal(call);
         }
     }
     if (now_us - connection->heard_us > KEEPALIVE_US + KEEPALIVE_GRACE_US) return -1;

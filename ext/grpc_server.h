@@ -41,7 +41,10 @@ typedef struct yk_call {
     uint16_t method;
     uint8_t taken;                   /* it was handed over, and will be answered */
     uint8_t state;
-    uint8_t content_type_seen, is_post, encoding_refused, path_seen, te_seen;
+    const char *refusal;             /* grpc-message of an answer that is still to leave */
+    const char *http_status;         /* or an HTTP status instead */
+    uint32_t discarded_bytes;        /* that came after it was refused */
+    uint8_t content_type_seen, is_post, encoding_refused;
     uint8_t status;                  /* gRPC code of the answer */
     uint64_t deadline_us;            /* 0: none */
     uint64_t begun_us, completed_us;
