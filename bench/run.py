@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from yikatong.bench import bulk, engine, journal, mac, unary
+from yikatong.bench import bulk, engine, journal, latency, mac, restart, unary
 from yikatong.bench.result import BenchResult, Progress
 from yikatong.core.cli import progress_bars
 
@@ -18,8 +18,10 @@ BENCHES: Final[dict[str, tuple[Callable[..., list[BenchResult]], dict[str, Any]]
     "mac": (mac.run, {"taps": 2_000, "seconds": 0.2}),
     "engine": (engine.run, {"cards": 2_000, "taps": 16_384, "naive_taps": 500, "turns": 2}),
     "journal": (journal.run, {"accounts": 2_000, "seconds": 0.2}),
-    "unary": (unary.run, {"cards": 1_000, "taps": 400, "turns": 1}),
+    "unary": (unary.run, {"cards": 1_000, "taps": 2_000, "service_taps": 500, "turns": 1}),
     "bulk": (bulk.run, {"cards": 1_000, "taps": 4_000, "batch": 1_000, "turns": 2}),
+    "latency": (latency.run, {"cards": 1_000, "seconds": 0.3, "turns": 1, "rate_max": 2_000}),
+    "restart": (restart.run, {"cards": 1_000, "taps": 20_000, "tail": 5_000, "turns": 1}),
 }
 """Each bench and the arguments of its tiny run."""
 

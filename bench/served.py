@@ -47,12 +47,15 @@ def fill(connection: Connection, cards: int, terminals: int, progress: Progress)
 
 
 @contextlib.contextmanager
-def served(cards: int, terminals: int, progress: Progress) -> Iterator[tuple[EmbeddedServer, Connection, Path]]:
+def served(cards: int, terminals: int, progress: Progress, *arguments: str) -> Iterator[tuple[EmbeddedServer, Connection, Path]]:
     """A filled server, a connection, and a folder for more; afterwards the books are asked for and must balance."""
     with tempfile.TemporaryDirectory(prefix="yikatong-bench-") as name:
         folder = Path(name)
         write_key_file(folder / "keys.toml", bench_key_set())
-        with EmbeddedServer(folder / "data", folder / "keys.toml") as server, Connection(server.address) as connection:
+        with (
+            EmbeddedServer(folder / "data", folder / "keys.toml", *arguments) as server,
+            Connection(server.address) as connection,
+        ):
             fill(connection, cards, terminals, progress)
             yield server, connection, folder
             books = call(connection.clearing.GetTrialBalance, clearing_service_pb2.GetTrialBalanceRequest())

@@ -94,15 +94,16 @@ class Taps:
 
     def authorize_requests(self) -> list[bytes]:
         """AuthorizeTapRequest messages, one a tap."""
-        return [bytes(row) for row in self._framed()]
+        return [bytes(row) for row in self.framed()]
 
     def submit_requests(self, batch: int) -> list[bytes]:
         """SubmitTapsRequest messages of `batch` taps each."""
-        framed = self._framed()
+        framed = self.framed()
         return [framed[start : start + batch].tobytes() for start in range(0, len(framed), batch)]
 
-    def _framed(self) -> Bytes:
-        """Field 1 of either request: tag, length (one byte of varint), message."""
+    def framed(self) -> Bytes:
+        """AuthorizeTapRequest messages as an array (n, length): field 1, length (one byte of varint), message. A run of rows is a
+        SubmitTapsRequest."""
         n, length = self.messages.shape
         assert length < 128
         head = np.frombuffer(bytes([1 << 3 | 2, length]), np.uint8)
@@ -174,11 +175,11 @@ ATC_FIRST: Final = 1 << 14  # so that the varint has three bytes
 SEQUENCE_FIRST: Final = 1 << 21
 
 
-def random_taps(n: int, cards: int, terminals: int, key_set: KeySet, seed: int, start: int = 0) -> Taps:
-    """`n` valid taps of random cards at random terminals, in an order in which every counter goes up. `start` taps have been
-    made before with the same seed, cards and terminals: these follow on them."""
+def random_taps(n: int, cards: int, terminals: int, key_set: KeySet, seed: int, start: int = 0, card_first: int = 0) -> Taps:
+    """`n` valid taps of random cards (`cards` of them, from number `card_first` on) at random terminals, in an order in which
+    every counter goes up. `start` taps have been made before, of the same cards in batches of this size, or of others."""
     random = np.random.default_rng([seed, start])
-    card = random.integers(0, cards, n)
+    card = card_first + random.integers(0, cards, n)
     terminal = random.integers(0, terminals, n)
     # A card's ATC and a terminal's sequence only need to go up: the place in the stream is a number that does, for terminals;
     # for cards, whose counter is small, their how-many-th tap of this stream is counted.

@@ -1,56 +1,32 @@
-"""bench unary: durable AuthorizeTap, one tap a call, through the service port.
+"""bench unary: durable AuthorizeTap, one tap a call, on the tap port: plaintext, and with mTLS.
 
-Baseline: an empty handler on grpc.aio and uvloop that answers the same bytes, under the same generator. The generator is grpcio
-in a process of its own; it takes its share of the machine in both."""
+Baselines of the same run, under the same generator (native, closed loop): the service port, and the native transport with an
+empty handler. Measured and baselines take turns."""
 
-import asyncio
 import contextlib
-import json
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import grpc
-import grpc.aio
-import uvloop
-
-from yikatong.bench.result import BenchResult, Progress, machine, median, percentile
+from yikatong.bench.certificates import make_certificates
+from yikatong.bench.result import BenchResult, Progress, machine, median
 from yikatong.bench.served import served
-from yikatong.bench.taps import bench_key_set, random_taps
-from yikatong.v1 import result_pb2, tap_service_pb2
+from yikatong.bench.taps import AMOUNT_FEN, bench_key_set, random_taps
 
-CONNECTIONS, STREAMS = 16, 8
-METHOD = "/yikatong.v1.TapService/AuthorizeTap"
-
-
-async def _empty_server() -> None:
-    """Serve AuthorizeTap with an answer that says ACCEPTED and nothing else; the port goes to standard output."""
-
-    async def handler(_request: bytes, _context: Any) -> bytes:
-        return answer
-
-    outcome = tap_service_pb2.TapOutcome(result=result_pb2.RESULT_ACCEPTED, charged_fen=200, sequence=1)
-    answer = tap_service_pb2.AuthorizeTapResponse(outcome=outcome).SerializeToString()
-    server = grpc.aio.server()
-    handlers = {"AuthorizeTap": grpc.unary_unary_rpc_method_handler(handler)}
-    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("yikatong.v1.TapService", handlers)])
-    print(server.add_insecure_port("127.0.0.1:0"), flush=True)
-    await server.start()
-    await server.wait_for_termination()
+CONNECTIONS, STREAMS = 64, 8
 
 
 @contextlib.contextmanager
-def _empty() -> Iterator[str]:
-    process = subprocess.Popen([sys.executable, "-m", __name__, "empty"], stdout=subprocess.PIPE, text=True)
+def empty_port() -> Iterator[str]:
+    """An empty native handler in a process of its own; its address."""
+    process = subprocess.Popen([sys.executable, "-m", "yikatong.bench.empty_port"], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
         port = process.stdout.readline().strip()
         if not port:
-            raise RuntimeError("the empty server did not start")
+            raise RuntimeError("the empty port did not start")
         yield f"127.0.0.1:{port}"
     finally:
         process.kill()
@@ -58,74 +34,101 @@ def _empty() -> Iterator[str]:
         process.stdout.close()
 
 
-async def _generate(address: str, length: int, file: str) -> None:
-    """Send the requests (all of one length) in a file, CONNECTIONS × STREAMS at a time, and print what came of it as JSON."""
-    data = await asyncio.to_thread(Path(file).read_bytes)
-    requests = iter([data[at : at + length] for at in range(0, len(data), length)])
-    latencies: list[float] = []
-    wrong = 0
+def load(address: str, requests: Any, **arguments: Any) -> Any:
+    """One closed-loop run of the generator; every answer must be right."""
+    from yikatong.bench import load as generator
 
-    async def stream(method: Any) -> None:
-        nonlocal wrong
-        for request in requests:
-            begun = time.perf_counter()
-            outcome = tap_service_pb2.AuthorizeTapResponse.FromString(await method(request, timeout=60)).outcome
-            latencies.append(time.perf_counter() - begun)
-            wrong += outcome.result != 1 or outcome.duplicate or outcome.charged_fen != 200
-
-    channels = [grpc.aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) for _ in range(CONNECTIONS)]
-    begun = time.perf_counter()
-    await asyncio.gather(*(stream(channel.unary_unary(METHOD)) for channel in channels for _ in range(STREAMS)))
-    seconds = time.perf_counter() - begun
-    for channel in channels:
-        await channel.close()
-    print(
-        json.dumps(
-            {"rate": len(latencies) / seconds, "wrong": wrong, "p50": median(latencies), "p99": percentile(latencies, 0.99)}
-        )
+    result = generator.run(
+        address, requests, **({"connections": CONNECTIONS, "streams": STREAMS, "charged_fen": AMOUNT_FEN} | arguments)
     )
-
-
-def _load(address: str, requests: list[bytes]) -> dict[str, float]:
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(b"".join(requests))
-        file.flush()
-        command = [sys.executable, "-m", __name__, "load", address, str(len(requests[0])), file.name]
-        result: dict[str, float] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    if result["wrong"]:
-        raise AssertionError(f"{result['wrong']} answers were wrong")
+    if result.wrong or result.failed or result.refused or result.unanswered or result.error:
+        raise AssertionError(
+            f"{result.wrong} wrong, {result.failed} lost, {result.refused} refused, {result.unanswered} without an answer: "
+            f"{result.first_wrong}{result.first_lost}{result.error}"
+        )
     return result
 
 
-def run(cards: int = 100_000, taps: int = 30_000, turns: int = 5, *, progress: Progress) -> list[BenchResult]:
-    """Taps a second and latency; measured and baseline take turns."""
+def run(
+    cards: int = 1_000_000, taps: int = 1_000_000, service_taps: int = 20_000, turns: int = 5, *, progress: Progress
+) -> list[BenchResult]:
+    """Taps a second and latency, each turn on every port."""
     terminals = max(cards // 1000, 1)
-    requests = random_taps(taps, cards, terminals, bench_key_set(), seed=3).authorize_requests()
-    measured, baseline = [], []
-    with served(cards, terminals, progress) as (server, _, _), _empty() as empty:
-        a_turn = max(len(requests) // turns, 1)
-        for turn in range(min(turns, len(requests))):
-            part = requests[turn * a_turn : (turn + 1) * a_turn]
-            measured.append(_load(server.address, part))
-            baseline.append(_load(empty, part))
-            progress("tapping", turn + 1, turns)
-    value, base = (median([result["rate"] for result in results]) for results in (measured, baseline))
+    framed = random_taps(2 * taps + service_taps, cards, terminals, bench_key_set(), seed=3).framed()
+    plain, secure, service = framed[:taps], framed[taps : 2 * taps], framed[2 * taps :]
+    names = ("tap port", "tap port, mTLS", "service port", "empty native handler")
+    rates: dict[str, list[float]] = {name: [] for name in names}
+    p50: dict[str, list[float]] = {name: [] for name in names}
+    p99: dict[str, list[float]] = {name: [] for name in names}
+    with (
+        served(cards, terminals, progress) as (server, _, folder),
+        _served_with_tls(server.data, folder) as (secure_server, tls),
+        empty_port() as empty,
+    ):
+        tap_address = server.tap_address
+        if tap_address is None:
+            raise RuntimeError("this build has no tap port: libnghttp2-dev is missing")
+        secure_server.fill(cards, terminals, progress)
+
+        def turn(name: str, address: str, requests: Any, i: int, **arguments: Any) -> None:
+            size = max(len(requests) // turns, 1)
+            result = load(address, requests[i * size : (i + 1) * size], **arguments)
+            rates[name].append(result.rate)
+            p50[name].append(result.latency.percentile_ms(50))
+            p99[name].append(result.latency.percentile_ms(99))
+
+        for i in range(turns):
+            turn("tap port", tap_address, plain, i)
+            turn("tap port, mTLS", secure_server.tap_address, secure, i, **tls)
+            turn("service port", server.address, service, i)
+            turn("empty native handler", empty, plain, i)
+            progress("tapping", i + 1, turns)
+    conditions = machine() | {
+        "cards": cards, "taps": taps, "connections": CONNECTIONS, "streams": STREAMS, "durability": "fsync a group",
+        "generator": "native, closed loop, on the same machine",
+    }  # fmt: skip
+
+    def result(name: str, baseline: str) -> BenchResult:
+        value, base = median(rates[name]), median(rates[baseline])
+        return {
+            "name": f"unary, {name}", "value": value, "unit": "taps/s", "baseline": baseline, "baseline_value": base,
+            "ratio": value / base, "conditions": conditions, "p50_ms": median(p50[name]), "p99_ms": median(p99[name]),
+        }  # fmt: skip
+
     return [
-        {
-            "name": "unary", "value": value, "unit": "taps/s",
-            "baseline": "empty handler on grpc.aio and uvloop", "baseline_value": base, "ratio": value / base,
-            "conditions": machine() | {
-                "cards": cards, "taps": taps, "connections": CONNECTIONS, "streams": STREAMS, "durability": "fsync a group",
-                "port": "service", "generator": "grpcio, in a process of its own on the same machine",
-            },
-            "p50_ms": 1e3 * median([result["p50"] for result in measured]),
-            "p99_ms": 1e3 * median([result["p99"] for result in measured]),
-        }
+        result("tap port", "service port"),
+        result("tap port", "empty native handler"),
+        result("tap port, mTLS", "tap port"),
+        result("service port", "empty native handler"),
+    ]
+
+
+class _SecureServer:
+    """A second server, with mTLS, on a data directory of its own."""
+
+    def __init__(self, server: Any, connection: Any) -> None:
+        self._connection = connection
+        self.tap_address = server.tap_address
+
+    def fill(self, cards: int, terminals: int, progress: Progress) -> None:
+        from yikatong.bench.served import fill
+
+        fill(self._connection, cards, terminals, progress)
+
+
+@contextlib.contextmanager
+def _served_with_tls(data: Path, folder: Path) -> Iterator[tuple[_SecureServer, dict[str, str]]]:
+    from yikatong.clients.connection import Connection
+    from yikatong.clients.embedded import EmbeddedServer
+
+    make_certificates(folder)
+    arguments = [
+        "--tls-certificate", str(folder / "server.pem"), "--tls-key", str(folder / "server.key"),
+        "--tls-client-ca", str(folder / "ca.pem"),
     ]  # fmt: skip
-
-
-if __name__ == "__main__":
-    if sys.argv[1] == "empty":
-        uvloop.run(_empty_server())
-    else:
-        uvloop.run(_generate(sys.argv[2], int(sys.argv[3]), sys.argv[4]))
+    files = {"ca": folder / "ca.pem", "certificate": folder / "client.pem", "key": folder / "client.key"}
+    with (
+        EmbeddedServer(folder / "secure", folder / "keys.toml", *arguments, insecure=False) as server,
+        Connection(server.address, **files) as connection,
+    ):
+        yield _SecureServer(server, connection), {name: str(path) for name, path in files.items()}

@@ -279,10 +279,11 @@ class _TapPort(Collector):
         "connections_open": "Connections that are open.",
         "calls_in_flight": "Calls that came in whole and are not answered yet.",
         "buffered_bytes": "Memory of large requests, complete or not.",
+        "longest_turn_seconds": "How long the tap port held up the event loop at a time, at most, since the last scrape.",
     }
 
     def __init__(self) -> None:
-        self.counts: Callable[[], Mapping[str, int]] = dict
+        self.counts: Callable[[], Mapping[str, float]] = dict
 
     def collect(self) -> Iterator[Metric]:
         counts = self.counts()
@@ -368,7 +369,7 @@ class Metrics(Observer):
 
     # ---- the doors ----
 
-    def watch_tap_port(self, counts: Callable[[], Mapping[str, int]]) -> None:
+    def watch_tap_port(self, counts: Callable[[], Mapping[str, float]]) -> None:
         """Ask `counts` (TapPort.counts) at each scrape from now on; zeros until then."""
         self._tap_port.counts = counts
 

@@ -80,4 +80,5 @@ def add_segment(writer: Writer, segments: Segments | None, kind: bytes, keys: Ke
         for segment in like:
             writer.delete("segments", segment.name)
             existing.remove(segment)
-    writer.put("segments", _name(kind, number), keys.tobytes() + sequences.tobytes())
+    # One array rather than bytes: numpy copies without the GIL, and this may be many megabytes.
+    writer.put("segments", _name(kind, number), memoryview(np.concatenate([keys, sequences])).cast("B"))

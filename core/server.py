@@ -5,6 +5,7 @@ import logging
 import secrets
 import signal
 import ssl
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +30,7 @@ from yikatong.core.writer import Core, CoreSettings, Phase
 
 log = logging.getLogger(__name__)
 
+GIL_SWITCH_S: Final = 0.0005  # how long the loop waits for another thread's Python code before it may go on; 5 ms is the default
 LAME_DUCK_S: Final = 0.5  # between NOT_SERVING and refusing new calls, so that balancers can turn away first
 OPTIONS: Final = [
     ("grpc.max_receive_message_length", limits.REQUEST_BYTES_MAX),
@@ -119,6 +121,7 @@ class Server:
     @classmethod
     async def start(cls, settings: Settings, progress: Progress = lambda done, total: None) -> "Server":
         """Open the data directory, restore, and listen. Raises ConfigError or DataError; then nothing is left open."""
+        sys.setswitchinterval(GIL_SWITCH_S)
         settings.check_tls()
         for name in ("data", "keys"):
             if not getattr(settings, name):

@@ -41,7 +41,8 @@ def available() -> bool:
     return transport is not None
 
 
-def _limits(settings: Settings) -> dict[str, int]:
+def transport_limits(settings: Settings) -> dict[str, int]:
+    """The bounds of core/limits.py as the transport takes them."""
     return {
         "message_bytes_max": limits.REQUEST_BYTES_MAX,
         "buffered_bytes_max": limits.TAP_BUFFERED_BYTES_MAX,
@@ -84,7 +85,7 @@ class TapPort:
         elsewhere = f"not on the tap port: this method is on the service port, {settings.url(service_port)}"
         overloaded = Overloaded("too much is waiting; come back later")
         self._transport = transport.Transport(
-            loop, _limits(settings), self._on_calls, self._on_call, self._on_handled,
+            loop, transport_limits(settings), self._on_calls, self._on_call, self._on_handled,
             _plain_failure(grpc.StatusCode.UNIMPLEMENTED, elsewhere), _failure(overloaded),
         )  # fmt: skip
         self._methods: dict[int, tuple[str, str]] = {}
@@ -150,10 +151,9 @@ class TapPort:
             self._ticking.cancel()
         self._count_refused()
 
-    def counts(self) -> dict[str, int]:
-        """What the transport has counted."""
-        counted: dict[str, int] = self._transport.counts()
-        return counted
+    def counts(self) -> dict[str, float]:
+        """What the transport has counted, and how long it held up the loop at most since it was last asked."""
+        return {**self._transport.counts(), "longest_turn_seconds": self._transport.take_longest_turn()}
 
     # ---- from the transport ----
 

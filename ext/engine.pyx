@@ -223,8 +223,10 @@ def outcomes_of_records(const uint8_t[::1] records not None):
     cdef Py_ssize_t n = records.shape[0] // RECORD_BYTES, i
     answers = np.zeros(n, OUTCOME)
     cdef uint8_t[::1] out = answers.view(np.uint8)
+    cdef yk_record record  # a copy: records in the mapped file are not aligned
     for i in range(n):
-        yk_outcome_of_record(<const yk_record *>&records[i * RECORD_BYTES], <yk_outcome *>&out[i * sizeof(yk_outcome)])
+        memcpy(&record, &records[i * RECORD_BYTES], RECORD_BYTES)
+        yk_outcome_of_record(&record, <yk_outcome *>&out[i * sizeof(yk_outcome)])
     return answers
 
 
@@ -260,6 +262,19 @@ cdef class Calls:
         free(self.counts)
         free(self.response_ends)
         free(self.responses)
+
+    def fill(self, bytes response not None):
+        """Give every request the same response: for an empty handler, to measure a transport by."""
+        cdef uint32_t i
+        cdef size_t n = PyBytes_GET_SIZE(response)
+        free(self.responses)
+        self.responses = <uint8_t *>malloc(self.n * n + 1)
+        if not self.responses:
+            raise MemoryError
+        for i in range(self.n):
+            memcpy(self.responses + i * n, PyBytes_AS_STRING(response), n)
+            self.response_ends[i] = (i + 1) * n
+            self.counts[i] = 1
 
     @property
     def taps_max(self):
@@ -747,13 +762,14 @@ cdef class Engine:
         """Apply records of taps and top-ups from the journal. EngineFault names the first that does not follow."""
         cdef uint32_t n = <uint32_t>(records.shape[0] // RECORD_BYTES), at = 0
         cdef int error
+        cdef yk_record record
         if n == 0:
             return
         with nogil:
             error = yk_replay(&self.engine, <const yk_record *>&records[0], n, &at)
         if error == YK_CORRUPT:
-            sequence = (<const yk_record *>&records[at * RECORD_BYTES]).sequence
-            raise EngineFault(f"record {sequence} does not follow from the ones before it")
+            memcpy(&record, &records[at * RECORD_BYTES], RECORD_BYTES)
+            raise EngineFault(f"record {record.sequence} does not follow from the ones before it")
         _check(error)
 
 

@@ -24,6 +24,7 @@ cdef extern from "grpc_server.h":
     ctypedef struct yk_server_limits:
         uint32_t message_bytes_max
         uint64_t buffered_bytes_max
+        uint64_t connection_bytes_max
         uint32_t calls_max
         uint32_t streams_max
         uint32_t header_bytes_max
@@ -197,16 +198,18 @@ cdef class Connection:
     def buffer_updated(self, Py_ssize_t n):
         cdef Transport owner = self.owner
         cdef int error
+        cdef uint64_t begun_us = monotonic_us()
         if self.connection == NULL:
             return
         with nogil:
-            error = yk_connection_receive(self.connection, owner.receive_buffer, n, monotonic_us())
+            error = yk_connection_receive(self.connection, owner.receive_buffer, n, begun_us)
         self.flush()
         if error and self.socket is not None:
             self.socket.close()
         if owner.server.ready_count and not owner.handing_on:
             owner.handing_on = True
             owner.loop.call_soon(owner.hand_on)
+        owner.turned(begun_us)
 
     def eof_received(self):
         return False
@@ -275,12 +278,14 @@ cdef class Transport:
     cdef bint handing_on, draining
     cdef list lanes
     cdef bytes unimplemented, overload
+    cdef uint64_t longest_turn_us      # since it was last asked for
 
     def __cinit__(self, loop, dict limits, on_calls, on_call, on_handled, unimplemented, overload):
         cdef yk_server_limits bounds
         memset(&bounds, 0, sizeof(bounds))
         bounds.message_bytes_max = limits["message_bytes_max"]
         bounds.buffered_bytes_max = limits["buffered_bytes_max"]
+        bounds.connection_bytes_max = limits.get("connection_bytes_max", limits["buffered_bytes_max"] // 8)
         bounds.calls_max = limits["calls_max"]
         bounds.streams_max = limits["streams_max"]
         bounds.header_bytes_max = limits["header_bytes_max"]
@@ -328,8 +333,15 @@ cdef class Transport:
         """A new connection's protocol: the factory for loop.create_server."""
         return Connection(self)
 
+    cdef void turned(self, uint64_t begun_us) noexcept:
+        """Something that held up the loop since `begun_us` is over."""
+        cdef uint64_t took_us = monotonic_us() - begun_us
+        if took_us > self.longest_turn_us:
+            self.longest_turn_us = took_us
+
     def hand_on(self):
         """Hand on all requests that have come in."""
+        cdef uint64_t begun_us = monotonic_us()
         cdef uint32_t count = self.server.ready_count, i, authorized = 0
         cdef yk_call *call
         cdef Calls calls
@@ -365,6 +377,7 @@ cdef class Transport:
             self.on_calls(submitted)
         for waiting in others:
             self.on_call(waiting)
+        self.turned(begun_us)
 
     def method_of(self, Calls calls not None):
         """Number of the method that a batch was for."""
@@ -382,6 +395,7 @@ cdef class Transport:
         cdef double[::1] out = seconds
         cdef uint16_t method = (<yk_call *>calls.handles[start]).method
         failed = []
+        cdef uint64_t begun_us = monotonic_us()
         cdef yk_server *server = &self.server
         cdef bint all_fail = failure is not None
         with nogil:
@@ -413,10 +427,11 @@ cdef class Transport:
             self.on_handled(method, code, [seconds_one])
         if end < calls.n:
             self.loop.call_soon(self.answer, calls, failures, failure, end)
+        self.turned(begun_us)
 
-    def tick(self):
-        """Once a second: time limits, and what a connection earns back."""
-        cdef uint64_t now_us = monotonic_us()
+    def tick(self, double now_s=0):
+        """Once a second: time limits, and what a connection earns back. `now_s` (time.monotonic's) only for tests."""
+        cdef uint64_t now_us = <uint64_t>(now_s * 1e6) if now_s else monotonic_us()
         cdef uint16_t method, code
         for connection in list(self.connections):
             (<Connection>connection).tick(now_us)
@@ -447,6 +462,12 @@ cdef class Transport:
     @property
     def open_connections(self):
         return len(self.connections)
+
+    def take_longest_turn(self):
+        """Seconds that the transport held up the loop at a time, at most, since the last call of this."""
+        longest = self.longest_turn_us / 1e6
+        self.longest_turn_us = 0
+        return longest
 
     def counts(self):
         """What happened so far: a dict of yk_server_counts."""

@@ -14,7 +14,7 @@ import grpc
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
-from certificates import make_certificates
+from yikatong.bench.certificates import make_certificates
 from city import new_card, new_terminal
 from conftest import SHARED_TAPS
 

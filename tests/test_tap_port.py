@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import pytest
-from certificates import make_certificates
+from yikatong.bench.certificates import make_certificates
 from city import new_card, new_terminal
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc

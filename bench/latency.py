@@ -1,0 +1,78 @@
+"""bench latency: AuthorizeTap on the tap port at half of the rate that it can do, open loop, latency counted from when each tap
+was due; without and with checkpoints under way.
+
+Baselines of the same run: the p50 of a bare durable commit (one record), and the same load without checkpoints."""
+
+from typing import Any
+
+from yikatong.bench.result import BenchResult, Progress, machine, median, timed
+from yikatong.bench.served import served
+from yikatong.bench.taps import AMOUNT_FEN, bench_key_set, random_taps
+from yikatong.bench.unary import CONNECTIONS, STREAMS, load
+from yikatong.core.journal import RECORD_BYTES, Group, Journal
+from yikatong.core.store import DataDirectory
+
+NEVER_S = 86_400
+
+
+def bare_commit_p50_ms(folder: Any, commits: int = 200) -> float:
+    """Median of durable commits of one record each, on the same disk."""
+    with DataDirectory(folder) as directory:
+        journal = Journal(directory.journal)
+        record = bytes(RECORD_BYTES)
+        return 1e3 * median(
+            [timed(lambda: journal.append(Group(journal.next_sequence, 1, record, b"", 1))) for _ in range(commits)]
+        )
+
+
+def run(
+    cards: int = 1_000_000, seconds: float = 5.0, turns: int = 3, rate_max: float = 60_000, *, progress: Progress
+) -> list[BenchResult]:
+    """p99 at half load, with and without a checkpoint every second; measured and baselines take turns."""
+    terminals = max(cards // 1000, 1)
+    closed_taps = int(rate_max * 2)
+    open_taps = int(rate_max * seconds)
+    made = random_taps(2 * closed_taps + turns * 2 * open_taps, cards, terminals, bench_key_set(), seed=4).framed()
+    quiet: list[Any] = []
+    busy: list[Any] = []
+    commits: list[float] = []
+    used = 0
+
+    def take(n: int) -> Any:
+        nonlocal used
+        used += n
+        return made[used - n : used]
+
+    with (
+        served(cards, terminals, progress, "--checkpoint-s", str(NEVER_S)) as (server, _, folder),
+        served(cards, terminals, progress, "--checkpoint-s", "1") as (checkpointing, _, _),
+    ):
+        if server.tap_address is None or checkpointing.tap_address is None:
+            raise RuntimeError("this build has no tap port: libnghttp2-dev is missing")
+        full = min(load(server.tap_address, take(closed_taps)).rate, rate_max * 2)
+        load(checkpointing.tap_address, take(closed_taps))
+        rate = full / 2
+        for i in range(turns):
+            for address, into in ((server.tap_address, quiet), (checkpointing.tap_address, busy)):
+                into.append(load(address, take(int(rate * seconds)), rate=rate, exponential=True, seed=i, charged_fen=AMOUNT_FEN))
+            commits.append(bare_commit_p50_ms(folder / f"commits-{i}"))
+            progress("tapping at half load", i + 1, turns)
+    commit_ms = median(commits)
+    p50, p99 = ([result.latency.percentile_ms(percent) for result in quiet] for percent in (50, 99))
+    busy_p50, busy_p99 = ([result.latency.percentile_ms(percent) for result in busy] for percent in (50, 99))
+    conditions = machine() | {
+        "cards": cards, "offered_per_s": round(rate), "full_per_s": round(full), "connections": CONNECTIONS, "streams": STREAMS,
+        "durability": "fsync a group", "generator": "native, open loop, exponential gaps, on the same machine",
+    }  # fmt: skip
+    return [
+        {
+            "name": "latency, p99 at half load", "value": median(p99), "unit": "ms", "baseline": "p50 of a bare durable commit",
+            "baseline_value": commit_ms, "ratio": median(p99) / commit_ms, "conditions": conditions,
+            "p50_ms": median(p50), "p99_ms": median(p99),
+        },
+        {
+            "name": "latency, p99 with a checkpoint a second", "value": median(busy_p99), "unit": "ms",
+            "baseline": "the same without checkpoints", "baseline_value": median(p99), "ratio": median(busy_p99) / median(p99),
+            "conditions": conditions, "p50_ms": median(busy_p50), "p99_ms": median(busy_p99),
+        },
+    ]  # fmt: skip
