@@ -15,6 +15,7 @@ import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from yikatong.bench.load_cli import load_command
 from yikatong.core import logs
 from yikatong.core.config import Settings, flag, read_settings
 from yikatong.core.errors import YikatongError
@@ -215,6 +216,8 @@ def bench(names: tuple[str, ...], as_json: bool, tiny: bool) -> None:
 
     run_benches(OUT, ERR, names, as_json=as_json, tiny=tiny)
 
+
+cli.add_command(load_command)
 
 if __name__ == "__main__":
     main()

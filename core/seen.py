@@ -81,4 +81,4 @@ def add_segment(writer: Writer, segments: Segments | None, kind: bytes, keys: Ke
             writer.delete("segments", segment.name)
             existing.remove(segment)
     # One array rather than bytes: numpy copies without the GIL, and this may be many megabytes.
-    writer.put("segments", _name(kind, number), memoryview(np.concatenate([keys, sequences])).cast("B"))
+    writer.put("segments", _name(kind, number), np.concatenate([keys, sequences]).view(np.uint8).data)

@@ -16,12 +16,16 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from city import new_card, new_terminal
 from prometheus import prometheus, promtool
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from yikatong.clients.connection import Connection
+from yikatong.clients.embedded import EmbeddedServer
 from yikatong.core import metrics as metrics_module
 from yikatong.core.errors import ConfigError
+from yikatong.core.keys import KeySet
 from yikatong.core.metrics import CODES, KINDS, Metrics
 from yikatong.core.types import Result
 from yikatong.core.writer import Phase
@@ -513,11 +517,7 @@ def test_the_dashboard_can_be_imported() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in dashboard["panels"]:
         place = panel["gridPos"]
-        cells = {
-            (x, y)
-            for x in range(place["x"], place["x"] + place["w"])
-            for y in range(place["y"], place["y"] + place["h"])
-        }
+        cells = {(x, y) for x in range(place["x"], place["x"] + place["w"]) for y in range(place["y"], place["y"] + place["h"])}
         assert not cells & taken, panel["title"]
         assert max(x for x, _ in cells) < 24
         taken |= cells
@@ -594,3 +594,25 @@ def test_a_real_prometheus_scrapes_and_alerts() -> None:
         port.close()
         server.wait_for('up{job="yikatong"} == 0')
         server.wait_for('ALERTS{alertname="YikatongDown", alertstate="pending"} == 1')
+
+
+def test_prometheus_scrapes_a_whole_server(server: EmbeddedServer, connection: Connection, key_set: KeySet) -> None:
+    """Taps over both ports of a real server, seen by a real Prometheus; and no card in what it got."""
+    card, terminal = new_card(connection, key_set), new_terminal(connection)
+    assert server.tap_address
+    with Connection(server.tap_address) as taps:
+        outcomes = [terminal.authorize(port, terminal.present(card, 1)) for port in (connection, taps, taps)]
+        forged = terminal.present(card, 1)
+        forged.mac = bytes(byte ^ 1 for byte in forged.mac)
+        terminal.authorize(taps, forged)
+    with prometheus([server.metrics_address], MONITORING / "alerts.yml") as scraper:
+        scraper.wait_for('yikatong_taps_total{result="ACCEPTED", terminal_kind="bus"} == 3')
+        scraper.wait_for('yikatong_mac_failures_total{key_version="1"} == 1')
+        scraper.wait_for('grpc_server_handled_total{grpc_method="AuthorizeTap", grpc_code="OK"} == 4')
+        scraper.wait_for(f"yikatong_journal_sequence >= {outcomes[-1].sequence}")
+        scraper.wait_for("yikatong_books_imbalance_fen == 0")
+        scraper.wait_for("yikatong_serving == 1")
+        scraper.wait_for("yikatong_tap_connections_opened_total >= 1")
+        everything = str(scraper.query('{job="yikatong"}'))
+        assert card.card_number not in everything
+        assert terminal.terminal_number.hex() not in everything
