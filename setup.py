@@ -122,6 +122,7 @@ def http2_extensions() -> list[Extension]:
 compile_protos()
 link_view()
 setup(
+    options={"build_ext": {"parallel": os.cpu_count()}},
     ext_modules=cythonize(
         [
             extension("ext/sm4", SM4),
@@ -132,5 +133,5 @@ setup(
         build_dir="build/cython",
         include_path=["build/view"],
         language_level=3,
-    )
+    ),
 )

@@ -1,5 +1,6 @@
 # cython: boundscheck=False
-"""A gRPC load generator in C (load_client.h): unary calls over many connections, closed loop or at a fixed rate, every answer checked."""
+"""A gRPC load generator in C (load_client.h): unary calls over many connections, in a closed loop or at a fixed rate, and every
+answer checked."""
 
 import dataclasses
 import ipaddress
@@ -204,7 +205,8 @@ def pack(requests):
     """Requests as one buffer (uint8) and n + 1 offsets (int64). Takes those two in a tuple, an array (n, length) of uint8, or a
     sequence of bytes. Raises ValueError for offsets that do not go up or leave the buffer."""
     if isinstance(requests, tuple) and len(requests) == 2 and isinstance(requests[1], np.ndarray):
-        buffer = np.ascontiguousarray(np.frombuffer(requests[0], np.uint8) if isinstance(requests[0], bytes) else requests[0], np.uint8)
+        given = np.frombuffer(requests[0], np.uint8) if isinstance(requests[0], bytes) else requests[0]
+        buffer = np.ascontiguousarray(given, np.uint8)
         offsets = np.ascontiguousarray(requests[1], np.int64)
         if buffer.ndim != 1 or offsets.ndim != 1:
             raise ValueError("requests: a buffer and offsets of one dimension are wanted")
@@ -250,15 +252,17 @@ def run(
     """Send serialised requests (see `pack`) to one unary method and return a `Result`. The GIL is released meanwhile.
 
     Closed loop unless `rate` is given: each of `connections` × `streams` sends its next request when its last is answered. With
-    `rate` (requests a second; with `exponential`, at random gaps drawn from `seed`) each request has a time when it is due: it is
-    sent then, on the connection with the fewest open streams, and its latency counts from then, also while it must wait for one of
-    the `streams` of a connection. What is due within `tick_us` is sent together.
+    `rate` (requests a second; with `exponential`, at random gaps drawn from `seed`) each request has a time when it is due: it
+    is sent then, on the connection with the fewest open streams, and its latency counts from then, also while it must wait for
+    one of the `streams` of a connection. What is due within `tick_us` is sent together.
 
-    The run ends when all are answered. After `seconds` nothing more is sent; `drain_s` after the last was sent, or without any
-    answer, the run ends as it stands. `repeat` begins again after the last request, for requests that may be repeated.
+    The run ends when all are answered. After `seconds` nothing more is sent, and what was due and still waits counts as
+    unsent; `drain_s` after the last was sent, or without any answer, the run ends as it stands. `repeat` begins again after
+    the last request, for requests that may be repeated.
 
-    `check` "taps" wants every tap ACCEPTED, none a duplicate, each charged `charged_fen` if given; "any" wants grpc-status 0. A lost
-    connection is made again, for `connect_s` at most; what was open on it counts as failed, or is sent again with `resend`.
+    `check` "taps" wants every tap ACCEPTED, none a duplicate, each charged `charged_fen` if given; "any" wants grpc-status 0. A
+    lost connection is made again, for `connect_s` at most; what was open on it counts as failed, or is sent again with `resend`,
+    and may then be a duplicate.
 
     TLS 1.3 is spoken when `tls` is true or any file (PEM) is given; the server is verified when `ca` is.
     `progress(done, total)` is called about ten times a second: answers of requests, or milliseconds of `seconds`.
@@ -276,9 +280,8 @@ def run(
         raise ValueError("certificate, key: one is of no use without the other")
     host, port, name = resolve(address)
     buffer, offsets = pack(requests)
-    encoded = [
-        None if text is None else str(text).encode() for text in (host, port, address, path, server_name or name, ca, certificate, key)
-    ]
+    texts = (host, port, address, path, server_name or name, ca, certificate, key)
+    encoded = [None if text is None else str(text).encode() for text in texts]
     cdef const uint8_t[::1] buffer_view = buffer if len(buffer) else np.zeros(1, np.uint8)
     cdef const int64_t[::1] offsets_view = offsets
     cdef yk_load_config config

@@ -366,7 +366,7 @@ def load_command(
 ) -> None:  # fmt: skip
     """Load the server at ADDRESS (host:port) with fresh cards and valid taps, and check every answer.
 
-    Exit status 1 when an answer was wrong, or the books do not balance afterwards."""
+    Exit status 1 when an answer was wrong, a run ended early, or the books do not balance afterwards."""
     from yikatong.core.cli import OUT, progress_bars  # it imports this module to offer the command
 
     try:

@@ -84,7 +84,7 @@ uint64_t yk_histogram_percentile_ns(const yk_histogram *histogram, double percen
     return histogram->max_ns;
 }
 
-/* ---- OpenSSL, loaded at run time: its headers are not needed to build, and these prototypes have not changed since 1.1.1 ---- */
+/* ---- OpenSSL, loaded at run time: its headers are not needed to build; these prototypes have not changed since 1.1.1 ---- */
 
 typedef struct ssl_ctx_st SSL_CTX;
 typedef struct ssl_st SSL;
@@ -818,8 +818,8 @@ static void push(connection *c) {
         if (c->out_at == c->out_bytes) c->out_at = c->out_bytes = 0;
     }
     wait_for(c, 0);
-    if ((c->phase == DRAINING && c->open == 0) || (!nghttp2_session_want_read(c->session) && !nghttp2_session_want_write(c->session)))
-        drop(c, NULL);
+    int finished = !nghttp2_session_want_read(c->session) && !nghttp2_session_want_write(c->session);
+    if (finished || (c->phase == DRAINING && c->open == 0)) drop(c, NULL);
 }
 
 /* One read for each turn, so that no connection starves the others; TLS is read to its end, since epoll does not see what
@@ -936,8 +936,8 @@ static void end(yk_load *load) {
         r->unanswered += load->streams[i].used && !load->streams[i].judged;
     }
     if (load->running && load->config.rate > 0) {
-        for (; more_new(load) && (load->stop_ns == 0 || due_ns(load) < load->stop_ns) && due_ns(load) <= load->now; plan_next(load))
-            r->unsent++;
+        uint64_t until = load->stop_ns && load->stop_ns <= load->now ? load->stop_ns - 1 : load->now;
+        for (; more_new(load) && due_ns(load) <= until; plan_next(load)) r->unsent++;
     }
     if (r->end_ns == 0) r->end_ns = load->now;
     /* A pause before the next request, which would be due after the end, belongs to the run. */
@@ -1045,7 +1045,8 @@ static void set_up_tls(yk_load *load) {
     tls.ctx_read_bytes(load->ctx, 64 << 10);
     tls.ctx_alpn(load->ctx, (const unsigned char *)"\x02h2", 3);
     if (config->ca != NULL) {
-        if (tls.ctx_ca(load->ctx, config->ca, NULL) != 1) return say_once(error, "%s: no authority can be read from it", config->ca);
+        if (tls.ctx_ca(load->ctx, config->ca, NULL) != 1)
+            return say_once(error, "%s: no authority can be read from it", config->ca);
         tls.ctx_verify(load->ctx, 1, NULL);
     }
     if (config->certificate != NULL && tls.ctx_certificate(load->ctx, config->certificate) != 1)

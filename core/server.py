@@ -35,6 +35,9 @@ LAME_DUCK_S: Final = 0.5  # between NOT_SERVING and refusing new calls, so that 
 OPTIONS: Final = [
     ("grpc.max_receive_message_length", limits.REQUEST_BYTES_MAX),
     ("grpc.max_send_message_length", limits.REQUEST_BYTES_MAX),
+    # gRPC's own shedding answers CANCELLED from a thousand calls on; ours answers RESOURCE_EXHAUSTED, and later.
+    ("grpc.server.max_pending_requests", 2 * limits.CALLS_AT_ONCE_MAX),
+    ("grpc.server.max_pending_requests_hard_limit", 4 * limits.CALLS_AT_ONCE_MAX),
     ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server beside the first
 ]
 
