@@ -12,7 +12,7 @@ from yikatong.core.errors import InvalidRequest, NotFound
 from yikatong.core.memory import Memory, TopUpDone
 from yikatong.core.seen import CARDS, TERMINALS
 from yikatong.core.types import Result, wire
-from yikatong.ext.engine import NONE, is_card_number, local_seconds
+from yikatong.ext.engine import NONE, EngineFull, is_card_number, local_seconds
 from yikatong.v1 import account_service_pb2, card_service_pb2, clearing_service_pb2, terminal_service_pb2
 
 Command = Callable[[Memory, int], Any]
@@ -135,6 +135,8 @@ def register_terminals(
             registration.result = wire(Result.ACCEPTED if same else Result.CONFLICT)
             registration.duplicate = same
             continue
+        if not engine.room["terminals"]:
+            raise EngineFull("the configured number of terminals is reached")  # before an operator is opened for nothing
         account = memory.operator_accounts.get(terminal.operator_id)
         if account is None:
             account = engine.add_operator(time_us, terminal.operator_id.encode())

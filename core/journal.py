@@ -183,27 +183,29 @@ class Journal:
     def read(self) -> JournalReader:
         return JournalReader(self.store)
 
-    def append(self, group: Group) -> None:
-        """Make a group durable: when this returns, it is on disk. Raises CommitFailed; then nothing of it is."""
-        # 1. The group must follow on what is there: the sequence number is the fence against a second writer.
-        if group.first_sequence != self.next_sequence:
-            raise CommitFailed(f"group at sequence {group.first_sequence} does not follow {self.next_sequence - 1}")
-        # 2. Chain it to the header before.
-        digest = hashlib.sha256(group.records)
-        digest.update(group.payloads)
-        header = HEADER.pack(
-            MAGIC, FORMAT, HEADER.size, group.first_sequence, group.count, len(group.payloads), group.time_us, self.head,
-            digest.digest(),
-        )  # fmt: skip
-        # 3. Append it as one value.
+    def append(self, *groups: Group) -> None:
+        """Make groups durable, all or none: when this returns, they are on disk. Raises CommitFailed; then nothing of them is."""
+        head, next_sequence = self.head, self.next_sequence
         with self.store.write("journal") as writer:
-            failpoint("journal-before-append")
-            writer.append_parts("groups", key_of(group.first_sequence), header, group.records, group.payloads)
-            failpoint("journal-after-append")
-        # 4. Leaving the block committed and synced it. Only now does the end move.
-        self.head = sm3(header)
-        self.next_sequence = group.first_sequence + group.count
-        self.last_time_us = group.time_us
+            for group in groups:
+                # 1. It must follow on what is there: the sequence number is the fence against a second writer.
+                if group.first_sequence != next_sequence:
+                    raise CommitFailed(f"group at sequence {group.first_sequence} does not follow {next_sequence - 1}")
+                # 2. Chain it to the header before.
+                digest = hashlib.sha256(group.records)
+                digest.update(group.payloads)
+                header = HEADER.pack(
+                    MAGIC, FORMAT, HEADER.size, group.first_sequence, group.count, len(group.payloads), group.time_us, head,
+                    digest.digest(),
+                )  # fmt: skip
+                # 3. Append it as one value.
+                failpoint("journal-before-append")
+                writer.append_parts("groups", key_of(group.first_sequence), header, group.records, group.payloads)
+                failpoint("journal-after-append")
+                head, next_sequence = sm3(header), next_sequence + group.count
+        # 4. Leaving the block committed and synced them. Only now does the end move.
+        self.head, self.next_sequence = head, next_sequence
+        self.last_time_us = groups[-1].time_us
 
     def probe(self) -> None:
         """Write and sync something that means nothing, to learn whether the disk takes writes. Raises CommitFailed."""

@@ -279,7 +279,7 @@ class _TapPort(Collector):
         "connections_open": "Connections that are open.",
         "calls_in_flight": "Calls that came in whole and are not answered yet.",
         "buffered_bytes": "Memory of large requests, complete or not.",
-        "longest_turn_seconds": "How long the tap port held up the event loop at a time, at most, since the last scrape.",
+        "longest_turn_seconds": "Processor time the tap port took on the event loop at a time, at most, since the last scrape.",
     }
 
     def __init__(self) -> None:

@@ -24,7 +24,6 @@ import numpy.typing as npt
 from yikatong.core import limits
 from yikatong.core.commands import Command
 from yikatong.core.errors import (
-    CommitFailed,
     DataError,
     DeadlineOver,
     Full,
@@ -250,13 +249,15 @@ class Core:
         not fit stays waiting. Returns the group's journal time."""
         self._last_time_us = time_us = max(self._clock_ns() // 1000, self._last_time_us)
         now = time.monotonic()
-        while waiting and waiting[0].command is not None and len(taken) < limits.REQUEST_ITEMS_MAX:
+        engine = self._memory.engine
+        while waiting and waiting[0].command is not None:
+            if len(taken) >= limits.REQUEST_ITEMS_MAX or engine.pending_records >= limits.REQUEST_ITEMS_MAX:
+                return time_us  # a registration may be thousands of records: the rest is the next group's
             work = waiting.popleft()
             taken.append(work)
             if not self._is_late(work, now):
                 self._command(work, time_us)
-        if waiting and waiting[0].calls is not None:
-            self._calls(waiting, taken, time_us, now)
+        if engine.pending_records >= limits.REQUEST_ITEMS_MAX:
             return time_us
         batch: list[Work] = []
         while waiting and _is_request(waiting[0]) and len(batch) < limits.GROUP_TAPS_MAX:
@@ -264,6 +265,8 @@ class Core:
             taken.append(work)
             if not self._is_late(work, now):
                 batch.append(work)
+        if not batch and waiting and waiting[0].calls is not None:
+            self._calls(waiting, taken, time_us, now)
         if batch:
             self._taps(batch, waiting, taken, time_us)
         return time_us
@@ -363,32 +366,48 @@ class Core:
     # ---- the journal's thread ----
 
     def _run_journal(self) -> None:
-        while (decided := self._in_flight.get()) is not None:
+        """Whatever was decided while a commit was on its way to disk goes there together with the next one."""
+        closing = False
+        while not closing:
+            batch: list[_Decided] = []
+            following: _Decided | None = self._in_flight.get()
+            while following is not None:
+                batch.append(following)
+                if following.photograph is not None or len(batch) == limits.GROUPS_IN_FLIGHT_MAX:
+                    break
+                try:
+                    following = self._in_flight.get_nowait()
+                except queue.Empty:
+                    break
+            closing = following is None
             try:
-                if decided.photograph is not None:
-                    self._start_checkpoint(decided.photograph)
-                else:
-                    self._commit(decided)
+                self._commit([decided for decided in batch if decided.photograph is None])
+                if batch and batch[-1].photograph is not None:
+                    self._start_checkpoint(batch[-1].photograph)
             finally:
-                self._in_flight.task_done()
+                for _ in range(len(batch) + closing):
+                    self._in_flight.task_done()
 
-    def _commit(self, decided: _Decided) -> None:
-        if self._commit_fault is None and decided.group is not None:
+    def _commit(self, batch: list[_Decided]) -> None:
+        groups = [decided.group for decided in batch if decided.group is not None]
+        if self._commit_fault is None and groups:
             begun = time.perf_counter()
             try:
-                self.journal.append(decided.group)
-            except (CommitFailed, MemoryError) as fault:
+                self.journal.append(*groups)
+            except Exception as fault:  # whatever it was: it is not known to be on disk
                 log.error("the journal could not be written: %s", fault)
                 self._commit_fault = fault
                 self._enter(Phase.REBUILDING)  # before anybody hears of it
             else:
-                self._observer.on_commit(decided.group.count, time.perf_counter() - begun, self.journal.next_sequence - 1)
+                records = sum(group.count for group in groups)
+                self._observer.on_commit(records, time.perf_counter() - begun, self.journal.next_sequence - 1)
+        works = [work for decided in batch for work in decided.works]
         if self._commit_fault is not None:
-            # Reads of this group may have seen what is not durable: they are refused with it.
-            for work in decided.works:
+            # Reads of these groups may have seen what is not durable: they are refused with them.
+            for work in works:
                 work.response, work.error = None, Unavailable("the journal could not be written; nothing was done")
-        if decided.works:
-            self._deliver(decided.works)
+        if works:
+            self._deliver(works)
 
     # ---- checkpoints ----
 

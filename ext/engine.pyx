@@ -639,6 +639,18 @@ cdef class Engine:
         return self.engine.next_sequence - 1, self.balance_fen(account)
 
     @property
+    def pending_records(self):
+        """Records since the last `take_group`."""
+        return self.engine.group_count
+
+    @property
+    def room(self):
+        """How many more cards, accounts and terminals there is room for."""
+        config = self.engine.config
+        return {"cards": config.cards_max - self.engine.cards.count, "accounts": config.accounts_max - self.engine.accounts.count,
+                "terminals": config.terminals_max - self.engine.terminals.count}
+
+    @property
     def next_sequence(self):
         return self.engine.next_sequence
 

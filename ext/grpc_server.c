@@ -7,7 +7,7 @@ enum { OK = 0, CANCELLED = 1, INVALID_ARGUMENT = 3, DEADLINE_EXCEEDED = 4, RESOU
 enum { HEADERS_COMING = 0, BODY_COMING = 1, REFUSED = 2, COMPLETE = 3, ANSWERED = 4 };
 enum { FRAME_BYTES = 5, SPARE_MAX = 4096, UNKNOWN_METHOD = UINT16_MAX };
 enum { FRAME_BYTES_MAX = 16384 + 1024 }; /* nghttp2 cuts DATA at 16 KiB, and our headers are short */
-enum { DISCARDED_BYTES_MAX = 1 << 16 };
+enum { DISCARDED_BYTES_MAX = 1 << 16, HEADER_EXCESS = 4 };
 enum { WINDOW_STREAM = 1 << 20, WINDOW_CONNECTION = 8 << 20 };
 enum { SECOND_US = 1000000, GOAWAY_AFTER_NOTICE_US = 300000, KEEPALIVE_US = 60 * SECOND_US, KEEPALIVE_GRACE_US = 20 * SECOND_US };
 
@@ -38,6 +38,23 @@ static yk_call *call_new(yk_connection *connection, int32_t stream_id) {
     return call;
 }
 
+/* Count memory that a peer makes the server hold. */
+static void hold(yk_server *server, yk_call *call, uint64_t bytes) {
+    server->counts.buffered_bytes += bytes;
+    if (call->connection) call->connection->held_bytes += bytes;
+}
+
+static void release(yk_server *server, yk_call *call, uint64_t bytes) {
+    server->counts.buffered_bytes -= bytes;
+    if (call->connection) call->connection->held_bytes -= bytes;
+}
+
+static uint64_t body_held(const yk_call *call) { return call->body == call->inline_body ? 0 : call->body_capacity; }
+
+static uint64_t answer_held(const yk_call *call) {
+    return call->answer == NULL || call->answer == call->inline_answer ? 0 : call->answer_bytes;
+}
+
 /* The connection forgets the call. */
 static void call_detach(yk_call *call) {
     yk_connection *connection = call->connection;
@@ -45,13 +62,14 @@ static void call_detach(yk_call *call) {
     else connection->calls = call->next;
     if (call->next) call->next->previous = call->previous;
     if (--connection->call_count == 0) connection->idle_since_us = connection->server->now_us;
+    connection->held_bytes -= body_held(call) + answer_held(call);
     call->connection = NULL;
     call->previous = call->next = NULL;
 }
 
 static void call_drop_body(yk_server *server, yk_call *call) {
     if (call->body == call->inline_body) return;
-    server->counts.buffered_bytes -= call->body_capacity;
+    release(server, call, body_held(call));
     free(call->body);
     call->body = call->inline_body;
     call->body_capacity = YK_CALL_INLINE_BYTES;
@@ -59,7 +77,10 @@ static void call_drop_body(yk_server *server, yk_call *call) {
 
 static void call_free(yk_server *server, yk_call *call) {
     call_drop_body(server, call);
-    if (call->answer != call->inline_answer) free(call->answer);
+    if (call->answer != call->inline_answer) {
+        release(server, call, answer_held(call));
+        free(call->answer);
+    }
     if (server->spare_count < SPARE_MAX) {
         call->next = server->spare;
         server->spare = call;
@@ -150,6 +171,7 @@ static void answer_refusal(yk_call *call) {
 }
 
 void yk_call_answer(yk_server *server, yk_call *call, const uint8_t *message, uint32_t n) {
+    static const char no_room[] = "too many answers wait to be taken; come back later";
     server->counts.calls_in_flight--;
     yk_connection *connection = call->connection;
     call->taken = 0;
@@ -158,14 +180,19 @@ void yk_call_answer(yk_server *server, yk_call *call, const uint8_t *message, ui
         return;
     }
     call_drop_body(server, call);
+    connection->dirty = 1;
     call->answer_bytes = n + FRAME_BYTES;
-    call->answer = call->answer_bytes <= sizeof call->inline_answer ? call->inline_answer : malloc(call->answer_bytes);
+    if (call->answer_bytes <= sizeof call->inline_answer) call->answer = call->inline_answer;
+    else if (server->counts.buffered_bytes + call->answer_bytes <= server->limits.buffered_bytes_max)
+        call->answer = malloc(call->answer_bytes);
     if (!call->answer) {
-        call->answer = call->inline_answer;
-        submit_error(call, RESOURCE_EXHAUSTED, "out of memory", 13, NULL, 0);
-        connection->dirty = 1;
+        /* Peers who do not take their answers have filled the room. What was asked for is done; asked again, it is told. */
+        server->counts.refused_overload++;
+        submit_error(call, RESOURCE_EXHAUSTED, no_room, sizeof no_room - 1,
+                     server->overload_details, server->overload_details_bytes);
         return;
     }
+    hold(server, call, answer_held(call));
     call->answer[0] = 0; /* not compressed */
     for (int i = 0; i < 4; i++) call->answer[1 + i] = (uint8_t)(n >> 8 * (3 - i));
     memcpy(call->answer + FRAME_BYTES, message, n);
@@ -178,7 +205,6 @@ void yk_call_answer(yk_server *server, yk_call *call, const uint8_t *message, ui
     call->status = OK;
     call->completed_us = server->now_us;
     nghttp2_submit_response(connection->session, call->stream_id, headers, 2, &provider);
-    connection->dirty = 1;
 }
 
 void yk_call_fail(yk_server *server, yk_call *call, int code, const char *message, size_t message_bytes, const uint8_t *details,
@@ -239,7 +265,12 @@ static int on_header(nghttp2_session *session, const nghttp2_frame *frame, const
     yk_call *call = nghttp2_session_get_stream_user_data(session, frame->hd.stream_id);
     if (!call || call->state != HEADERS_COMING) return 0; /* trailers of a request say nothing to us */
     call->header_bytes += (uint32_t)(name_bytes + value_bytes + 32); /* as SETTINGS_MAX_HEADER_LIST_SIZE counts */
-    if (call->header_bytes > connection->server->limits.header_bytes_max) return 0; /* judged when all are there */
+    if (call->header_bytes > connection->server->limits.header_bytes_max) {
+        /* Told off when all are there; but far beyond, the stream is reset and the rest not looked at, for a byte of HPACK can
+         * stand for four thousand. */
+        return call->header_bytes > HEADER_EXCESS * (uint64_t)connection->server->limits.header_bytes_max
+                   ? NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE : 0;
+    }
     switch (name_bytes) {
     case 5:
         if (memcmp(name, ":path", 5) == 0) call->method = find_method(connection->server, value, value_bytes);
@@ -293,15 +324,16 @@ static int body_reserve(yk_server *server, yk_call *call, uint32_t need) {
     uint64_t most = (uint64_t)server->limits.message_bytes_max + FRAME_BYTES;
     if (capacity < need) capacity = need;
     if (capacity > most) capacity = most;
-    uint64_t held = call->body == call->inline_body ? 0 : call->body_capacity;
+    uint64_t held = body_held(call);
     if (server->counts.buffered_bytes - held + capacity > server->limits.buffered_bytes_max) return -1;
+    if (call->connection->held_bytes - held + capacity > server->limits.connection_bytes_max) return -1;
     uint8_t *body = malloc(capacity);
     if (!body) return -1;
     memcpy(body, call->body, call->body_bytes);
     if (call->body != call->inline_body) free(call->body);
     call->body = body;
     call->body_capacity = (uint32_t)capacity;
-    server->counts.buffered_bytes += capacity - held;
+    hold(server, call, capacity - held);
     return 0;
 }
 
@@ -352,9 +384,6 @@ static void on_request_complete(yk_connection *connection, yk_call *call) {
     yk_server *server = connection->server;
     if (call->state == REFUSED) answer_refusal(call);
     if (call->state != BODY_COMING) return;
-    /* A request earns back what its frames cost. */
-    connection->control_credit = (int32_t)server->limits.control_frames_max;
-    if (connection->reset_credit < (int32_t)server->limits.resets_max) connection->reset_credit++;
     if (call->body_bytes < FRAME_BYTES) {
         refuse(call, INTERNAL, "a unary request has one message");
     } else if (call->body[0] == 1) {
@@ -362,7 +391,8 @@ static void on_request_complete(yk_connection *connection, yk_call *call) {
         refuse(call, call->encoding_refused ? UNIMPLEMENTED : INTERNAL, "compressed messages are not accepted here: use identity");
     } else if (call->body[0] != 0 || claimed_bytes(call) != call->body_bytes - FRAME_BYTES) {
         refuse(call, INTERNAL, "a unary request has one message");
-    } else if (server->counts.calls_in_flight >= server->limits.calls_max || ready_push(server, call) != 0) {
+    } else if (server->counts.calls_in_flight >= server->limits.calls_max ||
+               connection->held_bytes > server->limits.connection_bytes_max || ready_push(server, call) != 0) {
         refuse(call, RESOURCE_EXHAUSTED, "too much is waiting; come back later");
     } else {
         call->state = COMPLETE;
@@ -371,17 +401,45 @@ static void on_request_complete(yk_connection *connection, yk_call *call) {
         call->message_bytes = call->body_bytes - FRAME_BYTES;
         call->completed_us = server->now_us;
         server->counts.calls_in_flight++;
+        connection->control_credit = (int32_t)server->limits.control_frames_max; /* earned back what its frames cost */
     }
     if (call->state == REFUSED) answer_refusal(call);
 }
 
 /* ---- frames ------------------------------------------------------------------------------------------------------- */
 
-static int send_away(yk_connection *connection) {
+/* Who has used up its credit is not listened to any more, and sent away. */
+static int judge(yk_connection *connection) {
+    if (connection->control_credit >= 0 && connection->reset_credit >= 0) return 0;
+    if (!connection->abusive) connection->server->counts.connections_closed_for_abuse++;
     connection->abusive = 1;
-    connection->server->counts.connections_closed_for_abuse++;
+    return NGHTTP2_ERR_CALLBACK_FAILURE;
+}
+
+/* Never from a callback: nghttp2 1.52 goes on reading then, and a frame of a wrong size trips an assertion (CVE-2026-27135; with
+ * Debian's fix still so behind an empty DATA frame). */
+static void send_away(yk_connection *connection) {
+    connection->failed = 1;
     nghttp2_session_terminate_session(connection->session, NGHTTP2_ENHANCE_YOUR_CALM);
-    return 0;
+}
+
+/* What comes on closed streams is ignored by nghttp2, and told to nobody else. */
+static int on_begin_frame(nghttp2_session *session, const nghttp2_frame_hd *hd, void *user_data) {
+    yk_connection *connection = user_data;
+    if (hd->type != NGHTTP2_DATA && hd->type != NGHTTP2_HEADERS) return 0;
+    if (hd->stream_id > nghttp2_session_get_last_proc_stream_id(session)) return 0;
+    if (nghttp2_session_find_stream(session, hd->stream_id)) return 0;
+    connection->control_credit--;
+    return judge(connection);
+}
+
+/* Frames of kinds that nobody knows must be ignored, but not without end. */
+static int on_unknown_frame(nghttp2_session *session, void **payload, const nghttp2_frame_hd *hd, void *user_data) {
+    (void)session, (void)payload, (void)hd;
+    yk_connection *connection = user_data;
+    connection->control_credit--;
+    int error = judge(connection);
+    return error ? error : NGHTTP2_ERR_CANCEL;
 }
 
 static int on_frame(nghttp2_session *session, const nghttp2_frame *frame, void *user_data) {
@@ -392,8 +450,9 @@ static int on_frame(nghttp2_session *session, const nghttp2_frame *frame, void *
     case NGHTTP2_HEADERS:
     case NGHTTP2_DATA:
         call = nghttp2_session_get_stream_user_data(session, frame->hd.stream_id);
-        if (frame->hd.type == NGHTTP2_DATA && frame->data.hd.length == 0 && !(frame->hd.flags & NGHTTP2_FLAG_END_STREAM))
-            connection->control_credit--; /* an empty frame that brings nothing on */
+        if (frame->hd.type == NGHTTP2_DATA && frame->hd.length <= frame->data.padlen &&
+            !(frame->hd.flags & NGHTTP2_FLAG_END_STREAM))
+            connection->control_credit--; /* empty or padding: it brings nothing on */
         if (!call) break;
         if (frame->hd.type == NGHTTP2_HEADERS && call->state == HEADERS_COMING) on_headers_complete(connection, call);
         if (frame->hd.flags & NGHTTP2_FLAG_END_STREAM) on_request_complete(connection, call);
@@ -402,36 +461,44 @@ static int on_frame(nghttp2_session *session, const nghttp2_frame *frame, void *
         connection->server->counts.resets++;
         connection->reset_credit--;
         break;
-    default: connection->control_credit--; /* SETTINGS, PING, PRIORITY, WINDOW_UPDATE, and what is not known */
+    default: connection->control_credit--; /* SETTINGS, PING, PRIORITY, WINDOW_UPDATE */
     }
-    if ((connection->control_credit < 0 || connection->reset_credit < 0) && !connection->abusive) return send_away(connection);
-    return 0;
+    return judge(connection);
 }
 
 static int on_invalid_frame(nghttp2_session *session, const nghttp2_frame *frame, int error, void *user_data) {
     (void)session, (void)frame, (void)error;
     yk_connection *connection = user_data;
     connection->control_credit--;
-    return 0;
+    return judge(connection);
 }
 
 static int on_stream_close(nghttp2_session *session, int32_t stream_id, uint32_t error_code, void *user_data) {
-    (void)error_code;
     yk_connection *connection = user_data;
     yk_call *call = nghttp2_session_get_stream_user_data(session, stream_id);
     if (!call) return 0;
+    /* Only an answer that was taken earns back a reset: whoever asks and resets, again and again, must run out of credit. */
+    if (error_code == NGHTTP2_NO_ERROR && call->state == ANSWERED && call->status == OK &&
+        connection->reset_credit < (int32_t)connection->server->limits.resets_max)
+        connection->reset_credit++;
     nghttp2_session_set_stream_user_data(session, stream_id, NULL);
     call_detach(call);
     if (!call->taken) call_free(connection->server, call); /* else its answer will find nobody */
     return 0;
 }
 
-/* An answer that left before its request had come in whole: the peer need not go on sending. */
+/* An answer that left before its request had come in whole: the peer need not go on sending. And a stream that the peer made us
+ * reset, by whatever offence, costs it as much as one that it reset itself. */
 static int on_frame_send(nghttp2_session *session, const nghttp2_frame *frame, void *user_data) {
-    (void)user_data;
+    yk_connection *connection = user_data;
     if (frame->hd.type == NGHTTP2_HEADERS && frame->hd.flags & NGHTTP2_FLAG_END_STREAM &&
         nghttp2_session_get_stream_remote_close(session, frame->hd.stream_id) == 0)
         nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, frame->hd.stream_id, NGHTTP2_NO_ERROR);
+    if (frame->hd.type == NGHTTP2_RST_STREAM && frame->rst_stream.error_code != NGHTTP2_NO_ERROR &&
+        frame->rst_stream.error_code != NGHTTP2_CANCEL) {
+        connection->reset_credit--;
+        (void)judge(connection); /* what there is to be sent is sent all the same */
+    }
     return 0;
 }
 
@@ -445,12 +512,16 @@ int yk_server_init(yk_server *server, const yk_server_limits *limits) {
     nghttp2_session_callbacks_set_on_begin_headers_callback(server->callbacks, on_begin_headers);
     nghttp2_session_callbacks_set_on_header_callback(server->callbacks, on_header);
     nghttp2_session_callbacks_set_on_data_chunk_recv_callback(server->callbacks, on_data);
+    nghttp2_session_callbacks_set_on_begin_frame_callback(server->callbacks, on_begin_frame);
+    nghttp2_session_callbacks_set_unpack_extension_callback(server->callbacks, on_unknown_frame);
     nghttp2_session_callbacks_set_on_frame_recv_callback(server->callbacks, on_frame);
     nghttp2_session_callbacks_set_on_invalid_frame_recv_callback(server->callbacks, on_invalid_frame);
     nghttp2_session_callbacks_set_on_stream_close_callback(server->callbacks, on_stream_close);
     nghttp2_session_callbacks_set_on_frame_send_callback(server->callbacks, on_frame_send);
     if (nghttp2_option_new(&server->option) != 0) return -1;
     nghttp2_option_set_no_closed_streams(server->option, 1);
+    for (int type = NGHTTP2_CONTINUATION + 1; type <= UINT8_MAX; type++)
+        nghttp2_option_set_user_recv_extension_type(server->option, (uint8_t)type);
     return 0;
 }
 
@@ -513,9 +584,17 @@ void yk_connection_close(yk_connection *connection) {
 }
 
 int yk_connection_receive(yk_connection *connection, const uint8_t *bytes, size_t n, uint64_t now_us) {
+    if (connection->failed) return -1;
     connection->server->now_us = connection->heard_us = now_us;
     ssize_t read = nghttp2_session_mem_recv(connection->session, bytes, n);
-    return read < 0 ? -1 : 0;
+    if (read >= 0) return 0;
+    if (read == NGHTTP2_ERR_FLOODED && !connection->abusive) {
+        connection->abusive = 1;
+        connection->server->counts.connections_closed_for_abuse++;
+    }
+    if (connection->abusive) send_away(connection);
+    connection->failed = 1;
+    return -1;
 }
 
 int64_t yk_connection_send(yk_connection *connection, uint8_t *out, size_t room) {
@@ -526,6 +605,10 @@ int64_t yk_connection_send(yk_connection *connection, uint8_t *out, size_t room)
         const uint8_t *chunk;
         ssize_t n = nghttp2_session_mem_send(connection->session, &chunk);
         if (n < 0) return -1;
+        if (n == 0 && connection->abusive && !connection->failed) {
+            send_away(connection);
+            continue;
+        }
         if (n == 0) return (int64_t)filled;
         if ((size_t)n > room - filled) return -1;
         memcpy(out + filled, chunk, (size_t)n);
@@ -551,7 +634,7 @@ int yk_connection_tick(yk_connection *connection, uint64_t now_us) {
     const yk_server_limits *limits = &server->limits;
     server->now_us = now_us;
     if (!connection->greeted && now_us - connection->born_us > limits->preface_us_max) return -1;
-    if (connection->abusive && now_us - connection->heard_us > SECOND_US) return -1;
+    if ((connection->abusive || connection->failed) && now_us - connection->heard_us > SECOND_US) return -1;
     /* What a second earns back, so that a long-lived connection may ping. */
     if (connection->control_credit < (int32_t)limits->control_frames_max) connection->control_credit += (int32_t)limits->control_frames_max / 60 + 1;
     if (connection->reset_credit < (int32_t)limits->resets_max) connection->reset_credit += (int32_t)limits->resets_max / 60 + 1;

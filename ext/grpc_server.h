@@ -12,7 +12,8 @@
 
 typedef struct {
     uint32_t message_bytes_max;       /* of one request */
-    uint64_t buffered_bytes_max;      /* of requests, complete or not, over all connections */
+    uint64_t buffered_bytes_max;      /* of requests, complete or not, and of answers not taken yet, over all connections */
+    uint64_t connection_bytes_max;    /* the same, of one connection, before it is refused more requests */
     uint32_t calls_max;               /* complete and not answered, over all connections */
     uint32_t streams_max;             /* open at a time on one connection */
     uint32_t header_bytes_max;        /* of one request's header list, as HPACK counts it */
@@ -91,6 +92,7 @@ struct yk_connection {
     void *owner;               /* whoever moves its bytes */
     yk_call *calls;            /* open streams' */
     uint32_t call_count;
+    uint64_t held_bytes;       /* its part of buffered_bytes */
     int32_t control_credit, reset_credit;
     uint64_t born_us, heard_us, idle_since_us;
     uint8_t greeted;           /* it has spoken HTTP/2 */
@@ -98,7 +100,8 @@ struct yk_connection {
     uint8_t aged;
     uint8_t dirty;             /* there are answers that were not sent yet */
     uint64_t drain_us;
-    uint8_t abusive;
+    uint8_t abusive;           /* it was told to go */
+    uint8_t failed;            /* what it sends is not read any more */
 };
 
 int yk_server_init(yk_server *server, const yk_server_limits *limits);

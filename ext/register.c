@@ -134,7 +134,10 @@ int yk_add_card(yk_engine *engine, const yk_card_number *number, const uint8_t i
     if ((error = add_account(engine, &account)) != 0) return error;
     *slot = engine->cards.count;
     yk_card *card = yk_table_append(&engine->cards);
-    if (!card) return YK_FULL;
+    if (!card) {
+        engine->accounts.count--; /* or the next account would have another number here than in the journal */
+        return YK_FULL;
+    }
     card->number = *number;
     memcpy(card->issuer_id, issuer_id, sizeof card->issuer_id);
     card->account = account;
@@ -178,6 +181,12 @@ int yk_top_up(yk_engine *engine, uint32_t slot, int64_t amount_fen, int64_t time
               uint32_t payload_bytes) {
     int error = yk_reserve(engine, 1, (uint64_t)payload_bytes + 5);
     if (error) return error;
+    const yk_card *funded = yk_table_read(&engine->cards, slot);
+    const yk_account *funding = yk_table_read(&engine->accounts, YK_ACCOUNT_FUNDING);
+    const yk_account *purse = yk_table_read(&engine->accounts, funded->account);
+    int64_t sum;
+    if (__builtin_sub_overflow(funding->balance_fen, amount_fen, &sum) || __builtin_add_overflow(purse->balance_fen, amount_fen, &sum))
+        return YK_FULL;
     yk_card *card = yk_table_write(&engine->cards, slot);
     yk_record *record = yk_begin_record(engine, YK_RECORD_TOP_UP, YK_ACCEPTED, time_us);
     record->card = slot;

@@ -5,6 +5,13 @@ static int64_t *balance_of(yk_engine *engine, uint32_t account) {
     return &((yk_account *)yk_table_write(&engine->accounts, account))->balance_fen;
 }
 
+/* Records lie in the mapped file, where LMDB aligns nothing: they are read by way of a copy. */
+static yk_record record_at(const yk_record *records, uint32_t i) {
+    yk_record record;
+    memcpy(&record, (const uint8_t *)records + (size_t)i * sizeof record, sizeof record);
+    return record;
+}
+
 /* The effects of one record, checked as far as memory safety and the arithmetic of its own posting go. */
 static int replay_record(yk_engine *engine, const yk_record *record) {
     uint64_t seed = engine->config.hash_seed;
@@ -48,7 +55,8 @@ int yk_replay(yk_engine *engine, const yk_record *records, uint32_t n, uint32_t 
     if (yk_seen_reserve(&engine->card_seen, n, seed) != 0 || yk_seen_reserve(&engine->terminal_seen, n, seed) != 0)
         return YK_NO_MEMORY;
     for (*at = 0; *at < n; ++*at) {
-        int error = replay_record(engine, &records[*at]);
+        yk_record record = record_at(records, *at);
+        int error = replay_record(engine, &record);
         if (error) return error;
     }
     return YK_OK;
@@ -56,14 +64,14 @@ int yk_replay(yk_engine *engine, const yk_record *records, uint32_t n, uint32_t 
 
 int yk_audit(int64_t *balances, uint32_t accounts, const yk_record *records, uint32_t n, uint32_t *at) {
     for (*at = 0; *at < n; ++*at) {
-        const yk_record *record = &records[*at];
-        if (record->kind != YK_RECORD_TAP && record->kind != YK_RECORD_TOP_UP) continue;
-        if (record->debit_account == YK_NONE && record->credit_account == YK_NONE) continue;
-        if (record->debit_account >= accounts || record->credit_account >= accounts) return YK_CORRUPT;
-        balances[record->debit_account] -= record->amount_fen;
-        if (balances[record->debit_account] != record->debit_after_fen) return YK_CORRUPT;
-        balances[record->credit_account] += record->amount_fen;
-        if (balances[record->credit_account] != record->credit_after_fen) return YK_CORRUPT;
+        yk_record record = record_at(records, *at);
+        if (record.kind != YK_RECORD_TAP && record.kind != YK_RECORD_TOP_UP) continue;
+        if (record.debit_account == YK_NONE && record.credit_account == YK_NONE) continue;
+        if (record.debit_account >= accounts || record.credit_account >= accounts) return YK_CORRUPT;
+        balances[record.debit_account] -= record.amount_fen;
+        if (balances[record.debit_account] != record.debit_after_fen) return YK_CORRUPT;
+        balances[record.credit_account] += record.amount_fen;
+        if (balances[record.credit_account] != record.credit_after_fen) return YK_CORRUPT;
     }
     return YK_OK;
 }
