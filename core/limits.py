@@ -28,7 +28,7 @@ TAP_HANDSHAKE_S_MAX: Final = 10.0  # TLS
 # ---- the writer ----
 GROUP_TAPS_MAX: Final = 16_384  # taps in one group commit: two full requests; at 128 bytes it is 2 MiB on disk
 GROUP_RECORDS_MAX: Final = GROUP_TAPS_MAX + REQUEST_ITEMS_MAX  # commands come first; taps only where they still fit
-GROUPS_IN_FLIGHT_MAX: Final = 4  # decided and waiting; they go to disk together when the commit before them returns
+IN_FLIGHT_RECORDS_MAX: Final = 1 << 16  # decided and waiting: they go to disk together when the commit before them returns
 QUEUE_BYTES_MAX: Final = 64 << 20  # requests that wait for the writer, before RESOURCE_EXHAUSTED
 RING_RECORDS: Final = 1 << 18  # newest records at hand for repeated taps
 
@@ -55,5 +55,6 @@ assert TAP_CALLS_MAX <= GROUP_TAPS_MAX
 
 assert GROUP_TAPS_MAX >= REQUEST_ITEMS_MAX
 # A record that the ring no longer holds must be on disk when it is looked for.
-assert RING_RECORDS >= (2 * GROUPS_IN_FLIGHT_MAX + 2) * GROUP_RECORDS_MAX
+# It may be among those being committed, those waiting (either may pass its bound by one group), or those being decided.
+assert RING_RECORDS >= 2 * (IN_FLIGHT_RECORDS_MAX + GROUP_RECORDS_MAX) + 2 * GROUP_RECORDS_MAX
 assert RING_RECORDS & (RING_RECORDS - 1) == 0

@@ -8,6 +8,7 @@ A third writes checkpoints. If a group cannot be made durable nothing of it is a
 is thrown away and rebuilt, and the core serves again once a probe has reached the disk."""
 
 import contextlib
+import itertools
 import logging
 import queue
 import threading
@@ -33,6 +34,7 @@ from yikatong.core.errors import (
     Unavailable,
     YikatongError,
 )
+from yikatong.core.in_flight import InFlight
 from yikatong.core.journal import Group, Journal
 from yikatong.core.keys import KeySet
 from yikatong.core.memory import EngineSettings, Memory, Photograph, Progress
@@ -42,6 +44,8 @@ from yikatong.ext.engine import Calls, EngineFull
 
 log = logging.getLogger(__name__)
 
+GATHER_SHARE: Final = 1 / 3  # of the last commit's time: how long the next may wait for more to go with it
+GATHER_S_MAX: Final = 0.003
 REBUILD_PAUSE_S: Final = 1.0  # between two tries to reach a disk that takes no writes
 
 
@@ -110,6 +114,7 @@ class _Decided:
     group: Group | None
     works: list[Work]
     photograph: Photograph | None = None
+    last: bool = False  # the writer has ended
 
 
 class Core:
@@ -135,7 +140,7 @@ class Core:
         self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._queue_bytes = 0
         self._queue_lock = threading.Lock()
-        self._in_flight: queue.Queue[_Decided | None] = queue.Queue(limits.GROUPS_IN_FLIGHT_MAX)
+        self._in_flight: InFlight[_Decided] = InFlight(limits.IN_FLIGHT_RECORDS_MAX)
         self._commit_fault: Exception | None = None  # set by the journal's thread, cleared by a rebuild
         self._settling: queue.SimpleQueue[tuple[Photograph, bool]] = queue.SimpleQueue()
         self._checkpointing = False
@@ -228,7 +233,7 @@ class Core:
                 log.exception("a group could not be decided")
                 self._commit_fault = fault
                 self._fail(taken)
-        self._in_flight.put(None)
+        self._in_flight.put(_Decided(None, [], last=True), 0)
 
     def _gather(self, waiting: deque[Work], closing: bool) -> bool:
         """Take what is queued, and wait for the first of it; True once the queue was closed."""
@@ -323,7 +328,7 @@ class Core:
         works = list(taken)
         taken.clear()
         self._release(works)
-        self._in_flight.put(_Decided(group, works))
+        self._in_flight.put(_Decided(group, works), count)
 
     def _release(self, works: Iterable[Work]) -> None:
         with self._queue_lock:
@@ -367,29 +372,31 @@ class Core:
 
     def _run_journal(self) -> None:
         """Whatever was decided while a commit was on its way to disk goes there together with the next one."""
+        last_s, last_records = 0.0, 0
         closing = False
         while not closing:
-            batch: list[_Decided] = []
-            following: _Decided | None = self._in_flight.get()
-            while following is not None:
-                batch.append(following)
-                if following.photograph is not None or len(batch) == limits.GROUPS_IN_FLIGHT_MAX:
-                    break
-                try:
-                    following = self._in_flight.get_nowait()
-                except queue.Empty:
-                    break
-            closing = following is None
+            batch, at_once = self._in_flight.take()
+            if at_once and last_s:
+                # Under load: those that were just answered are about to ask again. A short wait lets them ride along, where
+                # otherwise they would wait for the whole of the next commit. A lone tap is never there at once.
+                batch += self._in_flight.take_more(last_records, min(last_s * GATHER_SHARE, GATHER_S_MAX))
             try:
-                self._commit([decided for decided in batch if decided.photograph is None])
-                if batch and batch[-1].photograph is not None:
-                    self._start_checkpoint(batch[-1].photograph)
+                begun = time.perf_counter()
+                for is_photograph, part in itertools.groupby(batch, lambda decided: decided.photograph is not None):
+                    decided = list(part)
+                    if not is_photograph:
+                        last_records = self._commit(decided)
+                    elif decided[0].photograph is not None:
+                        self._start_checkpoint(decided[0].photograph)
+                last_s = time.perf_counter() - begun
+                closing = batch[-1].last
             finally:
-                for _ in range(len(batch) + closing):
-                    self._in_flight.task_done()
+                self._in_flight.done()
 
-    def _commit(self, batch: list[_Decided]) -> None:
+    def _commit(self, batch: list[_Decided]) -> int:
+        """Append what was decided, and let its answers out; returns how many records were appended."""
         groups = [decided.group for decided in batch if decided.group is not None]
+        records = sum(group.count for group in groups)
         if self._commit_fault is None and groups:
             begun = time.perf_counter()
             try:
@@ -399,7 +406,6 @@ class Core:
                 self._commit_fault = fault
                 self._enter(Phase.REBUILDING)  # before anybody hears of it
             else:
-                records = sum(group.count for group in groups)
                 self._observer.on_commit(records, time.perf_counter() - begun, self.journal.next_sequence - 1)
         works = [work for decided in batch for work in decided.works]
         if self._commit_fault is not None:
@@ -408,6 +414,7 @@ class Core:
                 work.response, work.error = None, Unavailable("the journal could not be written; nothing was done")
         if works:
             self._deliver(works)
+        return records
 
     # ---- checkpoints ----
 
@@ -422,7 +429,7 @@ class Core:
             self._checkpoint_due = time.monotonic() + self._settings.checkpoint_s
             self._imbalance_fen = self._memory.engine.imbalance_fen()
             # Behind all groups that it stands for, so that they are durable when it is written.
-            self._in_flight.put(_Decided(None, [], self._memory.photograph()))
+            self._in_flight.put(_Decided(None, [], self._memory.photograph()), 0)
 
     def _start_checkpoint(self, photograph: Photograph) -> None:
         if self._commit_fault is not None:
