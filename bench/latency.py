@@ -3,6 +3,7 @@ was due; without and with checkpoints under way.
 
 Baselines of the same run: the p50 of a bare durable commit (one record), and the same load without checkpoints."""
 
+import urllib.request
 from typing import Any
 
 from yikatong.bench.result import BenchResult, Progress, machine, median, timed
@@ -23,6 +24,13 @@ def bare_commit_p50_ms(folder: Any, commits: int = 200) -> float:
         return 1e3 * median(
             [timed(lambda: journal.append(Group(journal.next_sequence, 1, record, b"", 1))) for _ in range(commits)]
         )
+
+
+def longest_turn_s(metrics_address: str) -> float:
+    """Processor time that the tap port took on its event loop at a time, at most, since it was last asked."""
+    with urllib.request.urlopen(f"http://{metrics_address}/metrics", timeout=10) as response:
+        lines = response.read().decode().splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith("yikatong_tap_longest_turn_seconds ")))
 
 
 def run(
@@ -57,12 +65,14 @@ def run(
                 into.append(load(address, take(int(rate * seconds)), rate=rate, exponential=True, seed=i, charged_fen=AMOUNT_FEN))
             commits.append(bare_commit_p50_ms(folder / f"commits-{i}"))
             progress("tapping at half load", i + 1, turns)
+        turns_ms = [1e3 * longest_turn_s(each.metrics_address) for each in (server, checkpointing)]
     commit_ms = median(commits)
     p50, p99 = ([result.latency.percentile_ms(percent) for result in quiet] for percent in (50, 99))
     busy_p50, busy_p99 = ([result.latency.percentile_ms(percent) for result in busy] for percent in (50, 99))
     conditions = machine() | {
         "cards": cards, "offered_per_s": round(rate), "full_per_s": round(full), "connections": CONNECTIONS, "streams": STREAMS,
         "durability": "fsync a group", "generator": "native, open loop, exponential gaps, on the same machine",
+        "longest_turn_of_the_loop_ms": max(turns_ms),
     }  # fmt: skip
     return [
         {

@@ -14,10 +14,10 @@ import grpc
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
-from yikatong.bench.certificates import make_certificates
 from city import new_card, new_terminal
 from conftest import SHARED_TAPS
 
+from yikatong.bench.certificates import make_certificates
 from yikatong.clients.connection import Connection
 from yikatong.clients.embedded import EmbeddedServer, ServerFailed
 from yikatong.clients.replay import file_totals
@@ -293,3 +293,28 @@ def test_demo_holds_what_it_promises() -> None:
     ):  # fmt: skip
         assert line in done.stdout
     assert "✗" not in done.stdout
+
+
+def test_serve_without_the_native_transport_says_so_in_one_line(tmp_path: Path, key_file: Path, key_set: KeySet) -> None:
+    """As built on a machine without nghttp2: everything is on the service port."""
+    ready = tmp_path / "ready.json"
+    without = "import sys; sys.modules['yikatong.ext.transport'] = None; from yikatong.core.cli import main; main()"
+    arguments = [
+        "serve", "--insecure", "--data", str(tmp_path / "data"), "--keys", str(key_file), "--service-port", "0",
+        "--metrics-port", "0", "--ready", str(ready),
+    ]  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-c", without, *arguments], stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 20
+        while not ready.exists() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.05)
+        ports = json.loads(ready.read_text())
+        assert "tap_port" not in ports
+        with Connection(f"127.0.0.1:{ports['service_port']}") as connection:
+            card, terminal = new_card(connection, key_set), new_terminal(connection)
+            assert terminal.authorize(connection, terminal.present(card, 100)).result == Result.ACCEPTED
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert sum("no tap port: this build was made without nghttp2" in line for line in log.splitlines()) == 1
