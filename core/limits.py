@@ -15,10 +15,15 @@ CALLS_AT_ONCE_MAX: Final = 4_096  # calls in the service port at once, before RE
 TAP_CONNECTIONS_MAX: Final = 4_096  # some kilobytes each; a city has fewer terminals online at one core
 TAP_STREAMS_MAX: Final = 256  # open at a time on one connection: a validator has one, an acquirer some dozen
 TAP_CALLS_MAX: Final = 4_096  # waiting for the writer over all connections: some 40 ms at full speed, then RESOURCE_EXHAUSTED
-TAP_BUFFERED_BYTES_MAX: Final = 256 << 20  # of large requests, complete or not, over all connections
+TAP_BUFFERED_BYTES_MAX: Final = (
+    256 << 20
+)  # of large requests, complete or not, and of answers not taken yet, over all connections
+TAP_CONNECTION_BYTES_MAX: Final = TAP_BUFFERED_BYTES_MAX // 8  # of these on one connection: eight full batches each way
 TAP_HEADER_BYTES_MAX: Final = 16 << 10  # metadata of one request; gRPC's usual limit is 8 KiB
 TAP_CONTROL_FRAMES_MAX: Final = 2_000  # PING, SETTINGS, WINDOW_UPDATE … without a request; a sixtieth is earned back each second
-TAP_RESETS_MAX: Final = 500  # streams that the peer reset; a sixtieth is earned back each second, one with each request
+TAP_RESETS_MAX: Final = (
+    500  # streams that the peer reset or provoked; a sixtieth is earned back a second, one with each answer taken
+)
 TAP_REQUEST_S_MAX: Final = 30.0  # from a request's first header to its last byte
 TAP_RESPONSE_S_MAX: Final = 60.0  # until the peer has taken an answer
 TAP_IDLE_S_MAX: Final = 300.0  # a connection without a call

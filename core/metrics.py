@@ -278,7 +278,7 @@ class _TapPort(Collector):
     _GAUGES: Final = {
         "connections_open": "Connections that are open.",
         "calls_in_flight": "Calls that came in whole and are not answered yet.",
-        "buffered_bytes": "Memory of large requests, complete or not.",
+        "buffered_bytes": "Memory of large requests, complete or not, and of answers not taken yet.",
         "longest_turn_seconds": "Processor time the tap port took on the event loop at a time, at most, since the last scrape.",
     }
 

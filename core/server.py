@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import resource
 import secrets
 import signal
 import ssl
@@ -125,6 +126,8 @@ class Server:
     async def start(cls, settings: Settings, progress: Progress = lambda done, total: None) -> "Server":
         """Open the data directory, restore, and listen. Raises ConfigError or DataError; then nothing is left open."""
         sys.setswitchinterval(GIL_SWITCH_S)
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # connections take a descriptor each
         settings.check_tls()
         for name in ("data", "keys"):
             if not getattr(settings, name):

@@ -3,6 +3,7 @@ answers as the service port; any other method is UNIMPLEMENTED there."""
 
 import asyncio
 import functools
+import logging
 import ssl
 from collections.abc import Callable
 from typing import Any, Final
@@ -27,6 +28,8 @@ try:
 except ImportError:  # built without nghttp2
     transport = None  # type: ignore[assignment]
 
+log = logging.getLogger(__name__)
+
 AUTHORIZE_TAP: Final = ("yikatong.v1.TapService", "AuthorizeTap")
 SUBMIT_TAPS: Final = ("yikatong.v1.TapService", "SubmitTaps")
 GET_BALANCE: Final = ("yikatong.v1.AccountService", "GetBalance")
@@ -46,6 +49,7 @@ def transport_limits(settings: Settings) -> dict[str, int]:
     return {
         "message_bytes_max": limits.REQUEST_BYTES_MAX,
         "buffered_bytes_max": limits.TAP_BUFFERED_BYTES_MAX,
+        "connection_bytes_max": limits.TAP_CONNECTION_BYTES_MAX,
         "calls_max": limits.TAP_CALLS_MAX,
         "streams_max": limits.TAP_STREAMS_MAX,
         "header_bytes_max": limits.TAP_HEADER_BYTES_MAX,
@@ -65,6 +69,11 @@ def _failure(error: YikatongError) -> Any:
     """An error as the transport ends a call with it: the status is the service port's, byte for byte."""
     code, status = status_of(error)
     return transport.Failure(int(code.value[0]), status.message, status.SerializeToString())
+
+
+def _internal_failure() -> Any:
+    """What is told of a fault of ours; the log has the rest."""
+    return _plain_failure(grpc.StatusCode.INTERNAL, "an internal error; it was logged")
 
 
 def _plain_failure(code: grpc.StatusCode, message: str) -> Any:
@@ -163,6 +172,9 @@ class TapPort:
             self._core.submit(Work(calls=calls, tag=self.resolve))
         except (Overloaded, Unavailable) as error:
             self._transport.answer(calls, None, _failure(error))
+        except Exception:
+            log.exception("a batch of taps could not be handed on")
+            self._transport.answer(calls, None, _internal_failure())
 
     def _on_call(self, call: Any) -> None:
         self._metrics.on_call_started(*self._methods[call.method])
@@ -170,6 +182,9 @@ class TapPort:
             self._handlers[call.method](call)
         except YikatongError as error:
             call.fail(_failure(error))
+        except Exception:
+            log.exception("%s/%s failed", *self._methods[call.method])
+            call.fail(_internal_failure())
 
     def _on_handled(self, number: int, code: int, seconds: Any) -> None:
         self._metrics.on_calls_handled(*self._methods[number], CODE_NAMES[code], seconds)

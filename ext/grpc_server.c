@@ -7,7 +7,8 @@ enum { OK = 0, CANCELLED = 1, INVALID_ARGUMENT = 3, DEADLINE_EXCEEDED = 4, RESOU
 enum { HEADERS_COMING = 0, BODY_COMING = 1, REFUSED = 2, COMPLETE = 3, ANSWERED = 4 };
 enum { FRAME_BYTES = 5, SPARE_MAX = 4096, UNKNOWN_METHOD = UINT16_MAX };
 enum { FRAME_BYTES_MAX = 16384 + 1024 }; /* nghttp2 cuts DATA at 16 KiB, and our headers are short */
-enum { DISCARDED_BYTES_MAX = 1 << 16, HEADER_EXCESS = 4 };
+enum { DISCARDED_BYTES_MAX = 1 << 16, HEADER_EXCESS = 4, EXCESSES_MAX = 16 };
+enum { UPDATES_A_FRAME = 2, UPDATED_BYTES_MIN = 1024 };
 enum { WINDOW_STREAM = 1 << 20, WINDOW_CONNECTION = 8 << 20 };
 enum { SECOND_US = 1000000, GOAWAY_AFTER_NOTICE_US = 300000, KEEPALIVE_US = 60 * SECOND_US, KEEPALIVE_GRACE_US = 20 * SECOND_US };
 
@@ -268,8 +269,9 @@ static int on_header(nghttp2_session *session, const nghttp2_frame *frame, const
     if (call->header_bytes > connection->server->limits.header_bytes_max) {
         /* Told off when all are there; but far beyond, the stream is reset and the rest not looked at, for a byte of HPACK can
          * stand for four thousand. */
-        return call->header_bytes > HEADER_EXCESS * (uint64_t)connection->server->limits.header_bytes_max
-                   ? NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE : 0;
+        if (call->header_bytes <= HEADER_EXCESS * (uint64_t)connection->server->limits.header_bytes_max) return 0;
+        connection->reset_credit -= (int32_t)connection->server->limits.resets_max / EXCESSES_MAX;
+        return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
     }
     switch (name_bytes) {
     case 5:
@@ -494,6 +496,12 @@ static int on_frame_send(nghttp2_session *session, const nghttp2_frame *frame, v
     if (frame->hd.type == NGHTTP2_HEADERS && frame->hd.flags & NGHTTP2_FLAG_END_STREAM &&
         nghttp2_session_get_stream_remote_close(session, frame->hd.stream_id) == 0)
         nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, frame->hd.stream_id, NGHTTP2_NO_ERROR);
+    /* Who takes an answer may open two windows for each frame of it, its stream's and the connection's. */
+    if (frame->hd.type == NGHTTP2_DATA && frame->hd.length >= UPDATED_BYTES_MIN) {
+        int32_t most = (int32_t)connection->server->limits.control_frames_max;
+        connection->control_credit += UPDATES_A_FRAME;
+        if (connection->control_credit > most) connection->control_credit = most;
+    }
     if (frame->hd.type == NGHTTP2_RST_STREAM && frame->rst_stream.error_code != NGHTTP2_NO_ERROR &&
         frame->rst_stream.error_code != NGHTTP2_CANCEL) {
         connection->reset_credit--;

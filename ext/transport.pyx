@@ -86,7 +86,7 @@ cdef extern from "<time.h>" nogil:
     int CLOCK_MONOTONIC, CLOCK_THREAD_CPUTIME_ID
 
 cdef enum:
-    RECEIVE_BYTES = 1 << 18
+    RECEIVE_BYTES = 1 << 16     # libuv reads up to 32 of them from one socket before it turns to the next
     SEND_BYTES = 1 << 17
     ANSWERS_A_TURN = 256      # answered before the loop gets another turn: less than a millisecond
     AUTHORIZE, SUBMIT, OTHER
@@ -292,7 +292,7 @@ cdef class Transport:
         memset(&bounds, 0, sizeof(bounds))
         bounds.message_bytes_max = limits["message_bytes_max"]
         bounds.buffered_bytes_max = limits["buffered_bytes_max"]
-        bounds.connection_bytes_max = limits.get("connection_bytes_max", limits["buffered_bytes_max"] // 8)
+        bounds.connection_bytes_max = limits["connection_bytes_max"]
         bounds.calls_max = limits["calls_max"]
         bounds.streams_max = limits["streams_max"]
         bounds.header_bytes_max = limits["header_bytes_max"]

@@ -13,12 +13,12 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import pytest
-from yikatong.bench.certificates import make_certificates
 from city import new_card, new_terminal
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
+from yikatong.bench.certificates import make_certificates
 from yikatong.clients.connection import Connection
 from yikatong.clients.embedded import EmbeddedServer
 from yikatong.core import limits
