@@ -13,7 +13,7 @@ from yikatong.bench.unary import CONNECTIONS, STREAMS, load
 from yikatong.core.journal import RECORD_BYTES, Group, Journal
 from yikatong.core.store import DataDirectory
 
-NEVER_S = 86_400
+NO_CHECKPOINTS = ("--checkpoint-s", "86400", "--checkpoint-records", "100000000")
 
 
 def bare_commit_p50_ms(folder: Any, commits: int = 200) -> float:
@@ -34,7 +34,7 @@ def longest_turn_s(metrics_address: str) -> float:
 
 
 def run(
-    cards: int = 1_000_000, seconds: float = 5.0, turns: int = 3, rate_max: float = 60_000, *, progress: Progress
+    cards: int = 1_000_000, seconds: float = 5.0, turns: int = 3, rate_max: float = 100_000, *, progress: Progress
 ) -> list[BenchResult]:
     """p99 at half load, with and without a checkpoint every second; measured and baselines take turns."""
     terminals = max(cards // 1000, 1)
@@ -52,7 +52,7 @@ def run(
         return made[used - n : used]
 
     with (
-        served(cards, terminals, progress, "--checkpoint-s", str(NEVER_S)) as (server, _, folder),
+        served(cards, terminals, progress, *NO_CHECKPOINTS) as (server, _, folder),
         served(cards, terminals, progress, "--checkpoint-s", "1") as (checkpointing, _, _),
     ):
         if server.tap_address is None or checkpointing.tap_address is None:

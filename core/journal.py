@@ -7,7 +7,7 @@ megabytes; SM3, GB/T 32905, for the chain that is signed and shown to others.)""
 
 import hashlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,6 +18,7 @@ from yikatong.core import types
 from yikatong.core.errors import CommitFailed, Damaged, NewerFormat
 from yikatong.core.failpoints import failpoint
 from yikatong.core.store import Reader, Store
+from yikatong.ext.engine import settlement_date
 
 MAGIC: Final = b"YKTJRNL\n"
 FORMAT: Final = 1
@@ -29,14 +30,20 @@ RECORD_BYTES: Final = types.RECORD.itemsize
 assert HEADER.size == 128
 
 
+# A copy of an empty digest costs a tenth of asking OpenSSL for the algorithm anew, which a commit would do several times.
+_SHA256: Final = hashlib.sha256()
+_SM3: Final = hashlib.new("sm3") if "sm3" in hashlib.algorithms_available else None
+
+
 def sm3(data: bytes) -> bytes:
     """SM3 digest (GB/T 32905), 32 bytes: OpenSSL's where Python was built with it, else gmssl's."""
-    try:
-        return hashlib.new("sm3", data).digest()
-    except ValueError:
+    if _SM3 is None:
         from gmssl import sm3 as gmssl_sm3
 
         return bytes.fromhex(gmssl_sm3.sm3_hash(list(data)))
+    digest = _SM3.copy()
+    digest.update(data)
+    return digest.digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,30 @@ class Group:
     records: bytes
     payloads: bytes
     time_us: int
+
+
+def join(groups: Sequence[Group]) -> list[Group]:
+    """The same records in fewer groups, as far as their settlement dates agree and no payload would move."""
+    joined: list[list[Group]] = []
+    for group in groups:
+        open_ = joined[-1] if joined else []
+        same_day = open_ and settlement_date(open_[0].time_us) == settlement_date(group.time_us)
+        if same_day and not (group.payloads and any(other.payloads for other in open_)):
+            open_.append(group)
+        else:
+            joined.append([group])
+    return [
+        part[0]
+        if len(part) == 1
+        else Group(
+            part[0].first_sequence,
+            sum(group.count for group in part),
+            b"".join(group.records for group in part),
+            b"".join(group.payloads for group in part),
+            part[-1].time_us,
+        )
+        for part in joined
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +223,8 @@ class Journal:
                 if group.first_sequence != next_sequence:
                     raise CommitFailed(f"group at sequence {group.first_sequence} does not follow {next_sequence - 1}")
                 # 2. Chain it to the header before.
-                digest = hashlib.sha256(group.records)
+                digest = _SHA256.copy()
+                digest.update(group.records)
                 digest.update(group.payloads)
                 header = HEADER.pack(
                     MAGIC, FORMAT, HEADER.size, group.first_sequence, group.count, len(group.payloads), group.time_us, head,

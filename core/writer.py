@@ -35,7 +35,7 @@ from yikatong.core.errors import (
     YikatongError,
 )
 from yikatong.core.in_flight import InFlight
-from yikatong.core.journal import Group, Journal
+from yikatong.core.journal import Group, Journal, join
 from yikatong.core.keys import KeySet
 from yikatong.core.memory import EngineSettings, Memory, Photograph, Progress
 from yikatong.core.store import DataDirectory
@@ -400,7 +400,7 @@ class Core:
         if self._commit_fault is None and groups:
             begun = time.perf_counter()
             try:
-                self.journal.append(*groups)
+                self.journal.append(*join(groups))
             except Exception as fault:  # whatever it was: it is not known to be on disk
                 log.error("the journal could not be written: %s", fault)
                 self._commit_fault = fault

@@ -158,6 +158,7 @@ cdef enum:
 
 cdef enum:
     YK_DEADLINE_OVER = -6
+    NOGIL_TAPS = 64  # a smaller batch is done before another thread would give the GIL back
 
 DEADLINE_OVER = YK_DEADLINE_OVER
 NONE = <uint32_t>YK_NONE
@@ -447,8 +448,11 @@ cdef class Engine:
         self.requests = []
 
     def lookup(self):
-        with nogil:
+        if self.tap_count < NOGIL_TAPS:
             yk_lookup(&self.engine, self.taps, self.tap_count)
+        else:
+            with nogil:
+                yk_lookup(&self.engine, self.taps, self.tap_count)
 
     def searches(self):
         """Counters that went back and are not among those seen since the last checkpoint: (tap indices, card keys, tap indices,
@@ -483,8 +487,11 @@ cdef class Engine:
         return sorted(wanted)
 
     def verify(self):
-        with nogil:
+        if self.tap_count < NOGIL_TAPS:
             yk_verify(&self.engine, self.taps, self.tap_count)
+        else:
+            with nogil:
+                yk_verify(&self.engine, self.taps, self.tap_count)
 
     def run(self, int64_t time_us, bytes priors=b""):
         """Decide and post every tap. `priors`: the records that `priors_wanted` names, in that order. Returns the outcomes as an
@@ -492,8 +499,11 @@ cdef class Engine:
         cdef int error
         cdef const yk_record *prior_records = <const yk_record *>PyBytes_AS_STRING(priors)
         cdef uint32_t prior_count = <uint32_t>(PyBytes_GET_SIZE(priors) // RECORD_BYTES)
-        with nogil:
+        if self.tap_count < NOGIL_TAPS:
             error = yk_run(&self.engine, self.taps, self.tap_count, prior_records, prior_count, time_us, self.outcomes)
+        else:
+            with nogil:
+                error = yk_run(&self.engine, self.taps, self.tap_count, prior_records, prior_count, time_us, self.outcomes)
         _check(error)
         if self.tap_count == 0:
             return np.empty(0, OUTCOME)

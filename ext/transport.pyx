@@ -88,6 +88,7 @@ cdef extern from "<time.h>" nogil:
 cdef enum:
     RECEIVE_BYTES = 1 << 16     # libuv reads up to 32 of them from one socket before it turns to the next
     SEND_BYTES = 1 << 17
+    NOGIL_BYTES = 1 << 14
     ANSWERS_A_TURN = 256      # answered before the loop gets another turn: less than a millisecond
     AUTHORIZE, SUBMIT, OTHER
     DECODE_CODE = 0
@@ -208,8 +209,12 @@ cdef class Connection:
         cdef uint64_t begun_us = thread_us()
         if self.connection == NULL:
             return
-        with nogil:
+        if n < NOGIL_BYTES:
+            # For a few microseconds the GIL is not given away: another thread would keep it for longer than this takes.
             error = yk_connection_receive(self.connection, owner.receive_buffer, n, monotonic_us())
+        else:
+            with nogil:
+                error = yk_connection_receive(self.connection, owner.receive_buffer, n, monotonic_us())
         self.flush()
         if error and self.socket is not None:
             self.socket.close()
@@ -243,8 +248,7 @@ cdef class Connection:
         cdef int64_t n
         cdef Transport owner = self.owner
         while self.connection != NULL and not self.paused and self.socket is not None:
-            with nogil:
-                n = yk_connection_send(self.connection, owner.send_buffer, SEND_BYTES)
+            n = yk_connection_send(self.connection, owner.send_buffer, SEND_BYTES)
             if n < 0:
                 self.socket.abort()
                 return
