@@ -13,7 +13,7 @@ from yikatong.bench.unary import CONNECTIONS, STREAMS, load
 from yikatong.core.journal import RECORD_BYTES, Group, Journal
 from yikatong.core.store import DataDirectory
 
-NO_CHECKPOINTS = ("--checkpoint-s", "86400", "--checkpoint-records", "100000000")
+NO_CHECKPOINTS = ("--checkpoint-s", "86400", "--checkpoint-records", "10000000")
 
 
 def bare_commit_p50_ms(folder: Any, commits: int = 200) -> float:

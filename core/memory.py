@@ -40,6 +40,7 @@ class EngineSettings:
     terminals_max: int = limits.TERMINALS_MAX
     stored_grace_s: int = limits.STORED_GRACE_S
     hash_seed: int = 0
+    taps_expected: int = 0  # between two checkpoints: room that is set aside for their counters
 
 
 class Photograph(NamedTuple):
@@ -67,6 +68,7 @@ class Memory:
             batch_taps_max=limits.GROUP_TAPS_MAX,
             stored_grace_s=settings.stored_grace_s,
             hash_seed=settings.hash_seed,
+            taps_expected=settings.taps_expected,
         )
         for key_set in key_sets:
             self.engine.add_key(key_set.issuer_id, key_set.key_version, key_set.key_index, key_set.parent())

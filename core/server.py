@@ -51,6 +51,7 @@ def core_settings(settings: Settings) -> CoreSettings:
             terminals_max=settings.terminals_max,
             stored_grace_s=settings.stored_grace_s,
             hash_seed=secrets.randbits(64),
+            taps_expected=min(settings.checkpoint_records, 10 * limits.CHECKPOINT_RECORDS),
         ),
         taps=TapRules(clock_ahead_s_max=settings.clock_ahead_s),
         checkpoint_s=settings.checkpoint_s,

@@ -41,6 +41,7 @@ class Engine:
         batch_taps_max: int,
         stored_grace_s: int,
         hash_seed: int,
+        taps_expected: int = ...,
     ) -> None: ...
     def add_key(self, issuer_id: bytes, version: int, index: int, key: bytes) -> None: ...
     def decode(

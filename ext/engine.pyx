@@ -304,7 +304,7 @@ cdef class Engine:
     cdef bint photographed     # between `freeze` and `release` or `thaw`
 
     def __cinit__(self, *, uint32_t cards_max, uint32_t terminals_max, uint32_t ring_records, uint32_t batch_taps_max,
-                  uint32_t stored_grace_s, uint64_t hash_seed):
+                  uint32_t stored_grace_s, uint64_t hash_seed, uint64_t taps_expected=0):
         if ring_records & (ring_records - 1):
             raise ValueError("ring_records: a power of two is wanted")
         cdef yk_engine_config config
@@ -316,6 +316,8 @@ cdef class Engine:
         config.stored_grace_s = stored_grace_s
         config.hash_seed = hash_seed
         _check(yk_engine_init(&self.engine, &config))
+        if taps_expected:
+            self._expect(taps_expected)
         self.tap_capacity = batch_taps_max
         self.taps = <yk_tap *>malloc(batch_taps_max * sizeof(yk_tap))
         self.outcomes = <yk_outcome *>malloc(batch_taps_max * sizeof(yk_outcome))
@@ -705,6 +707,13 @@ cdef class Engine:
             return &self.engine.terminals
         raise KeyError(name)
 
+    cdef _expect(self, uint64_t taps):
+        """Room for as many counters as are likely to come: growing a table of a million moves them all while everybody waits, and
+        memory that is set aside and not touched costs nothing."""
+        seed = self.engine.config.hash_seed
+        if yk_seen_reserve(&self.engine.card_seen, taps, seed) or yk_seen_reserve(&self.engine.terminal_seen, taps, seed):
+            raise MemoryError
+
     def freeze(self):
         """Begin a photograph of all tables and of the counters seen; returns what it stands for. To be ended by `release` or `thaw`."""
         cdef yk_seen empty
@@ -721,6 +730,7 @@ cdef class Engine:
         self.engine.terminal_seen_frozen = self.engine.terminal_seen
         self.engine.card_seen = empty
         self.engine.terminal_seen = empty
+        self._expect(self.engine.card_seen_frozen.used)
         self.photographed = True
         return {"sequence": self.engine.next_sequence - 1, "pages": pages, "counts": self.counts}
 
