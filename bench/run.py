@@ -12,6 +12,7 @@ from rich.table import Table
 
 from yikatong.bench import bulk, engine, journal, latency, mac, restart, unary
 from yikatong.bench.result import BenchResult, Progress
+from yikatong.core import tap_port
 from yikatong.core.cli import progress_bars
 
 BENCHES: Final[dict[str, tuple[Callable[..., list[BenchResult]], dict[str, Any]]]] = {
@@ -25,13 +26,25 @@ BENCHES: Final[dict[str, tuple[Callable[..., list[BenchResult]], dict[str, Any]]
 }
 """Each bench and the arguments of its tiny run."""
 
+NATIVE: Final = ("unary", "bulk", "latency")
+"""Benches that need the native transport and generator."""
+
 
 def run_benches(out: Console, err: Console, names: Sequence[str], *, as_json: bool, tiny: bool) -> None:
     """Run benches and print a table, or a JSON list. Raises click.UsageError for an unknown name."""
     if unknown := [name for name in names if name not in BENCHES]:
         raise click.UsageError(f"there is no bench {', '.join(unknown)}; there are {', '.join(BENCHES)}")
+    chosen = list(names or BENCHES)
+    if not tap_port.available() and (left_out := [name for name in chosen if name in NATIVE]):
+        message = (
+            f"{', '.join(left_out)}: this build has no load generator and no tap port; install libnghttp2-dev and yikatong again"
+        )
+        if names:
+            raise click.UsageError(message)
+        err.print(message, style="yellow")
+        chosen = [name for name in chosen if name not in NATIVE]
     results: list[BenchResult] = []
-    for name in names or BENCHES:
+    for name in chosen:
         bench, tiny_arguments = BENCHES[name]
         with _progress() as progress:
             results.extend(bench(**(tiny_arguments if tiny else {}), progress=progress))
