@@ -8,9 +8,9 @@ from pathlib import Path
 
 from yikatong.bench.engine import BATCH, fill
 from yikatong.bench.result import BenchResult, Progress, machine, median, timed
-from yikatong.bench.served import write_key_file
 from yikatong.bench.taps import bench_key_set, random_taps
 from yikatong.clients.embedded import EmbeddedServer
+from yikatong.core import keys
 from yikatong.core.journal import Group, Journal
 from yikatong.core.memory import EngineSettings, Memory
 from yikatong.core.store import DataDirectory
@@ -19,7 +19,7 @@ from yikatong.core.tap import TapRules, run_taps
 CHUNK = 1_000_000  # taps made at a time
 
 
-def _grow(data: Path, cards: int, taps: int, tail: int, progress: Progress) -> tuple[float, int]:
+def _grow(data: Path, cards: int, taps: int, tail: int, progress: Progress) -> float:
     """Make a data directory as a server would have left it when killed; seconds that the tail's taps took in the engine."""
     key_set, terminals = bench_key_set(), max(cards // 1000, 1)
     tail_s = 0.0
@@ -49,7 +49,7 @@ def _grow(data: Path, cards: int, taps: int, tail: int, progress: Progress) -> t
             progress("journalling taps", done, taps)
         assert memory.engine.imbalance_fen() == 0
         memory.close()
-    return tail_s, tail
+    return tail_s
 
 
 def run(
@@ -58,8 +58,8 @@ def run(
     """Seconds from starting the process until it serves, and of these how many the restore takes; killed in between."""
     with tempfile.TemporaryDirectory(prefix="yikatong-bench-") as name:
         folder = Path(name)
-        write_key_file(folder / "keys.toml", bench_key_set())
-        tail_s, _ = _grow(folder / "data", cards, taps, tail, progress)
+        keys.write(folder / "keys.toml", bench_key_set(), "The worked example of profile.md, for benches.")
+        tail_s = _grow(folder / "data", cards, taps, tail, progress)
         starts: list[float] = []
         restores: list[float] = []
         for i in range(turns):

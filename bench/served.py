@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from yikatong.bench.certificates import make_certificates
 from yikatong.bench.result import Progress
 from yikatong.bench.taps import (
     bench_key_set,
@@ -14,20 +15,11 @@ from yikatong.bench.taps import (
 )
 from yikatong.clients.connection import Connection, call
 from yikatong.clients.embedded import EmbeddedServer
-from yikatong.core.keys import KeySet
+from yikatong.core import keys
 from yikatong.v1 import account_service_pb2, clearing_service_pb2
 
 BATCH = 8_192
 FUNDS_FEN = 1_000_000
-
-
-def write_key_file(path: Path, key_set: KeySet) -> None:
-    """A key file with one key set."""
-    path.touch(mode=0o600)
-    path.write_text(
-        f'[[tac]]\nissuer_id = "{key_set.issuer_id.hex()}"\nkey_version = {key_set.key_version}\n'
-        f'key_index = {key_set.key_index}\nlevels = {key_set.levels}\nmaster = "{key_set.master.hex()}"\n'
-    )
 
 
 def fill(connection: Connection, cards: int, terminals: int, progress: Progress) -> None:
@@ -47,14 +39,23 @@ def fill(connection: Connection, cards: int, terminals: int, progress: Progress)
 
 
 @contextlib.contextmanager
-def served(cards: int, terminals: int, progress: Progress, *arguments: str) -> Iterator[tuple[EmbeddedServer, Connection, Path]]:
-    """A filled server, a connection, and a folder for more; afterwards the books are asked for and must balance."""
+def served(
+    cards: int, terminals: int, progress: Progress, *arguments: str, mtls: bool = False
+) -> Iterator[tuple[EmbeddedServer, Connection, Path]]:
+    """A filled server, a connection, and a folder for more (with `mtls`, ca.pem, client.pem and client.key in it); afterwards the
+    books are asked for and must balance."""
     with tempfile.TemporaryDirectory(prefix="yikatong-bench-") as name:
         folder = Path(name)
-        write_key_file(folder / "keys.toml", bench_key_set())
+        keys.write(folder / "keys.toml", bench_key_set(), "The worked example of profile.md, for benches.")
+        files: dict[str, Path] = {}
+        if mtls:
+            make_certificates(folder)
+            pem = {"certificate": "server.pem", "key": "server.key", "client-ca": "ca.pem"}
+            arguments += tuple(word for setting, file in pem.items() for word in (f"--tls-{setting}", str(folder / file)))
+            files = {"ca": folder / "ca.pem", "certificate": folder / "client.pem", "key": folder / "client.key"}
         with (
-            EmbeddedServer(folder / "data", folder / "keys.toml", *arguments) as server,
-            Connection(server.address) as connection,
+            EmbeddedServer(folder / "data", folder / "keys.toml", *arguments, insecure=not mtls) as server,
+            Connection(server.address, **files) as connection,
         ):
             fill(connection, cards, terminals, progress)
             yield server, connection, folder

@@ -92,10 +92,6 @@ class Taps:
     def __len__(self) -> int:
         return len(self.messages)
 
-    def authorize_requests(self) -> list[bytes]:
-        """AuthorizeTapRequest messages, one a tap."""
-        return [bytes(row) for row in self.framed()]
-
     def submit_requests(self, batch: int) -> list[bytes]:
         """SubmitTapsRequest messages of `batch` taps each."""
         framed = self.framed()

@@ -7,10 +7,8 @@ import contextlib
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from yikatong.bench.certificates import make_certificates
 from yikatong.bench.result import BenchResult, Progress, machine, median
 from yikatong.bench.served import served
 from yikatong.bench.taps import AMOUNT_FEN, bench_key_set, random_taps
@@ -61,14 +59,14 @@ def run(
     p50: dict[str, list[float]] = {name: [] for name in names}
     p99: dict[str, list[float]] = {name: [] for name in names}
     with (
-        served(cards, terminals, progress) as (server, _, folder),
-        _served_with_tls(server.data, folder) as (secure_server, tls),
+        served(cards, terminals, progress) as (server, _, _),
+        served(cards, terminals, progress, mtls=True) as (secure_server, _, folder),
         empty_port() as empty,
     ):
         tap_address = server.tap_address
         if tap_address is None:
             raise RuntimeError("this build has no tap port: libnghttp2-dev is missing")
-        secure_server.fill(cards, terminals, progress)
+        tls = {"ca": folder / "ca.pem", "certificate": folder / "client.pem", "key": folder / "client.key"}
 
         def turn(name: str, address: str, requests: Any, i: int, **arguments: Any) -> None:
             size = max(len(requests) // turns, 1)
@@ -101,34 +99,3 @@ def run(
         result("tap port, mTLS", "tap port"),
         result("service port", "empty native handler"),
     ]
-
-
-class _SecureServer:
-    """A second server, with mTLS, on a data directory of its own."""
-
-    def __init__(self, server: Any, connection: Any) -> None:
-        self._connection = connection
-        self.tap_address = server.tap_address
-
-    def fill(self, cards: int, terminals: int, progress: Progress) -> None:
-        from yikatong.bench.served import fill
-
-        fill(self._connection, cards, terminals, progress)
-
-
-@contextlib.contextmanager
-def _served_with_tls(data: Path, folder: Path) -> Iterator[tuple[_SecureServer, dict[str, str]]]:
-    from yikatong.clients.connection import Connection
-    from yikatong.clients.embedded import EmbeddedServer
-
-    make_certificates(folder)
-    arguments = [
-        "--tls-certificate", str(folder / "server.pem"), "--tls-key", str(folder / "server.key"),
-        "--tls-client-ca", str(folder / "ca.pem"),
-    ]  # fmt: skip
-    files = {"ca": folder / "ca.pem", "certificate": folder / "client.pem", "key": folder / "client.key"}
-    with (
-        EmbeddedServer(folder / "secure", folder / "keys.toml", *arguments, insecure=False) as server,
-        Connection(server.address, **files) as connection,
-    ):
-        yield _SecureServer(server, connection), {name: str(path) for name, path in files.items()}

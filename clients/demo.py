@@ -21,7 +21,7 @@ from rich.text import Text
 from yikatong.clients.card import SimulatedCard
 from yikatong.clients.connection import Connection, call
 from yikatong.clients.embedded import EmbeddedServer
-from yikatong.clients.replay import result_name
+from yikatong.clients.replay import operator_totals, result_name
 from yikatong.clients.tables import operator_table, verdict, yuan
 from yikatong.clients.terminal import Terminal
 from yikatong.core import keys
@@ -259,14 +259,8 @@ def _expected(city: City) -> list[tuple[str, int, int]]:
 
 
 def _cleared(city: City, connection: Connection) -> list[tuple[str, int, int]]:
-    taps: Counter[str] = Counter()
-    amounts: Counter[str] = Counter()
-    for date in {outcome.settlement_date for _, outcome, _ in city.acknowledged}:
-        request = clearing_service_pb2.GetOperatorTotalsRequest(settlement_date=date)
-        for operator in call(connection.clearing.GetOperatorTotals, request).operators:
-            taps[operator.operator_id] += operator.taps
-            amounts[operator.operator_id] += operator.amount_fen
-    return sorted((operator, count, amounts[operator]) for operator, count in taps.items())
+    dates = {outcome.settlement_date for _, outcome, _ in city.acknowledged}
+    return operator_totals(connection, [clearing_service_pb2.GetOperatorTotalsRequest(settlement_date=date) for date in dates])
 
 
 def run_demo(console: Console, seconds: float, seed: int | None) -> int:

@@ -214,13 +214,24 @@ def _upload(
 def _clear(connection: Connection, outcomes: list[tap_service_pb2.TapOutcome]) -> list[tuple[str, int, int]]:
     """Totals per operator of the part of the journal that holds these taps, over the settlement dates that they fell on."""
     journalled = [outcome for outcome in outcomes if outcome.sequence]
-    taps: Counter[str] = Counter()
-    amounts: Counter[str] = Counter()
+    requests = []
     for date in sorted({outcome.settlement_date for outcome in journalled}):
         sequences = [outcome.sequence for outcome in journalled if outcome.settlement_date == date]
-        request = clearing_service_pb2.GetOperatorTotalsRequest(
-            settlement_date=date, sequence_first=min(sequences), sequence_last=max(sequences)
+        requests.append(
+            clearing_service_pb2.GetOperatorTotalsRequest(
+                settlement_date=date, sequence_first=min(sequences), sequence_last=max(sequences)
+            )
         )
+    return operator_totals(connection, requests)
+
+
+def operator_totals(
+    connection: Connection, requests: Iterable[clearing_service_pb2.GetOperatorTotalsRequest]
+) -> list[tuple[str, int, int]]:
+    """Taps and fen per operator over all that is asked for, in order of operator."""
+    taps: Counter[str] = Counter()
+    amounts: Counter[str] = Counter()
+    for request in requests:
         for operator in call(connection.clearing.GetOperatorTotals, request).operators:
             taps[operator.operator_id] += operator.taps
             amounts[operator.operator_id] += operator.amount_fen

@@ -9,7 +9,6 @@ from yikatong.core.commands import Names
 from yikatong.core.journal import JournalReader
 from yikatong.ext.engine import settlement_date
 
-DAY_US = 86_400_000_000
 UTC8_US = 8 * 3_600_000_000
 
 

@@ -95,16 +95,22 @@ def load(path: Path) -> list[KeySet]:
     return key_sets
 
 
+def write(path: Path, key_set: KeySet, comment: str) -> None:
+    """Make a key file with one key set, for demos, replays, benches and tests."""
+    path.touch(mode=0o600)
+    path.write_text(
+        f"# {comment}\n"
+        "[[tac]]\n"
+        f'issuer_id = "{key_set.issuer_id.hex()}"\n'
+        f"key_version = {key_set.key_version}\nkey_index = {key_set.key_index}\nlevels = {key_set.levels}\n"
+        f'master = "{key_set.master.hex()}"\n',
+        "utf-8",
+    )
+
+
 def make_test_keys(path: Path) -> list[KeySet]:
     """Make a key file with one random master, for demos, replays and tests. An existing file is left and loaded."""
     if not path.exists():
-        text = (
-            "# Made by yikatong for demonstration: random, and good for nothing else.\n"
-            "[[tac]]\n"
-            f'issuer_id = "{TEST_ISSUER_ID.hex()}"\n'
-            "key_version = 1\nkey_index = 1\nlevels = 2\n"
-            f'master = "{secrets.token_hex(16)}"\n'
-        )
-        path.touch(mode=0o600)
-        path.write_text(text, "utf-8")
+        key_set = KeySet(TEST_ISSUER_ID, 1, 1, 2, secrets.token_bytes(16))
+        write(path, key_set, "Made by yikatong for demonstration: random, and good for nothing else.")
     return load(path)

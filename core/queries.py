@@ -12,8 +12,6 @@ from yikatong.v1 import account_service_pb2, tap_service_pb2
 
 TOKEN_VERSION: Final = b"1"
 
-Slot = dict[str, Any]
-
 
 def page_token(card: int, sequence: int) -> str:
     """An opaque token: which card, and the sequence to go on from."""

@@ -115,7 +115,6 @@ class Store:
 
     def __init__(self, directory: Path, name: str, *, readonly: bool) -> None:
         self.path = directory / f"{name}.mdb"
-        self._readonly = readonly
         if readonly and not self.path.exists():
             raise DataError(f"{self.path}: there is no such file")
         try:

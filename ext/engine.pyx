@@ -282,11 +282,6 @@ cdef class Calls:
         """More taps than this cannot be in it, whatever the limit of one request."""
         return None if self.stored else self.n
 
-    def errors(self):
-        """(index, decode error) of each request that could not be decoded; DEADLINE_OVER among them."""
-        cdef uint32_t i
-        return [(i, self.counts[i]) for i in range(self.n) if self.counts[i] < 0]
-
 
 cdef class Engine:
     """Cards, accounts and terminals in memory, and the stages of a tap batch over them.

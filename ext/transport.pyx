@@ -11,7 +11,6 @@ import numpy as np
 cimport numpy as np
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.buffer cimport PyBUF_WRITABLE
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
@@ -91,7 +90,6 @@ cdef enum:
     NOGIL_BYTES = 1 << 14
     ANSWERS_A_TURN = 256      # answered before the loop gets another turn: less than a millisecond
     AUTHORIZE, SUBMIT, OTHER
-    DECODE_CODE = 0
 
 LANE_AUTHORIZE = AUTHORIZE
 LANE_SUBMIT = SUBMIT
