@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ from yikatong.ext.engine import audit
 
 Progress = Callable[[int, int], None]
 Balances = npt.NDArray[np.int64]
+OPENING: Final = (types.RecordKind.CARD, types.RecordKind.OPERATOR, types.RecordKind.ACCOUNT)
+"""Records that open an account."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,9 @@ def check(path: Path, settings: EngineSettings, progress: Progress = lambda done
             # The journal may have grown since: it is audited up to where the memory stands.
             records = memory.engine.next_sequence - 1
             with JournalReader(directory.journal) as reader:
-                balances, report = _audit_journal(reader, records, progress)
+                balances, held, report = _audit_journal(reader, records, progress)
             _compare(memory.engine.balances_fen(), balances)
+            _compare_holds(memory.engine.holds_fen(), held)
         finally:
             memory.close()
         return report
@@ -59,9 +63,17 @@ def _compare(state: Balances, sums: Balances) -> None:
         raise Damaged(f"the books do not balance: all accounts sum to {imbalance} fen")
 
 
-def _audit_journal(reader: JournalReader, until: int, progress: Progress) -> tuple[Balances, CheckReport]:
-    """Walk the journal up to a sequence; the balances that its postings make, and what it holds."""
+def _compare_holds(state: Balances, sums: Balances) -> None:
+    wrong = np.flatnonzero(state != sums)
+    if len(wrong):
+        account = int(wrong[0])
+        raise Damaged(f"account {account}: {state[account]} fen of it are held, its holds sum to {sums[account]} fen")
+
+
+def _audit_journal(reader: JournalReader, until: int, progress: Progress) -> tuple[Balances, Balances, CheckReport]:
+    """Walk the journal up to a sequence; the balances and holds that its records make, by account, and what it holds."""
     balances = np.zeros(1, np.int64)  # the funding account is there from the start
+    held = np.zeros(1, np.int64)
     previous, next_sequence, groups, turnover_fen, time_us = GENESIS, 1, 0, 0, 0
     counts = dict.fromkeys(types.RecordKind, 0)
     for entry in reader.entries():
@@ -78,24 +90,31 @@ def _audit_journal(reader: JournalReader, until: int, progress: Progress) -> tup
         records = entry.array
         if not np.array_equal(records["sequence"], np.arange(next_sequence, next_sequence + entry.count, dtype=np.uint64)):
             raise Damaged(f"{place}: its records are not numbered in sequence")
-        opened = int(np.isin(records["kind"], (types.RecordKind.CARD, types.RecordKind.OPERATOR)).sum())
-        balances = np.concatenate([balances, np.zeros(opened, np.int64)]) if opened else balances
+        opened = int(np.isin(records["kind"], OPENING).sum())
+        if opened:
+            balances, held = (np.concatenate([sums, np.zeros(opened, np.int64)]) for sums in (balances, held))
         if (at := audit(balances, np.frombuffer(entry.records, np.uint8))) >= 0:
             raise Damaged(f"journal record {next_sequence + at}: the balances that it states are not the sums of the postings")
+        holds = records[records["kind"] == types.RecordKind.HOLD]
+        np.add.at(held, holds["debit_account"], holds["amount_fen"])
         for kind in counts:
             counts[kind] += int((records["kind"] == kind).sum())
-        turnover_fen += int(records["amount_fen"].sum())
+        turnover_fen += int(records["amount_fen"][records["kind"] != types.RecordKind.HOLD].sum())
         previous, time_us = sm3(entry.header), entry.time_us
         next_sequence += entry.count
         groups += 1
         progress(next_sequence - 1, until)
-    return balances, CheckReport(
-        records=next_sequence - 1,
-        groups=groups,
-        cards=counts[types.RecordKind.CARD],
-        terminals=counts[types.RecordKind.TERMINAL],
-        operators=counts[types.RecordKind.OPERATOR],
-        accounts=len(balances),
-        turnover_fen=turnover_fen,
-        head=previous.hex(),
+    return (
+        balances,
+        held,
+        CheckReport(
+            records=next_sequence - 1,
+            groups=groups,
+            cards=counts[types.RecordKind.CARD],
+            terminals=counts[types.RecordKind.TERMINAL],
+            operators=counts[types.RecordKind.OPERATOR],
+            accounts=len(balances),
+            turnover_fen=turnover_fen,
+            head=previous.hex(),
+        ),
     )

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from yikatong.core import types
 from yikatong.core.commands import Names
 from yikatong.core.journal import JournalReader
-from yikatong.ext.engine import settlement_date
 
-UTC8_US = 8 * 3_600_000_000
+UTC8_S = 8 * 3_600
 
 
 @dataclass(frozen=True)
@@ -38,21 +38,28 @@ class Cleared:
         return sum(operator.amount_fen for operator in self.operators)
 
 
-def day_start_us(date: int) -> int:
-    """Journal time at which a settlement date (YYYYMMDD, UTC+8) begins."""
+def day_of(date: int) -> int:
+    """Days from 1970-01-01 to a date YYYYMMDD."""
     year, month, day = date // 10000, date // 100 % 100, date % 100
-    return int(np.datetime64(f"{year:04d}-{month:02d}-{day:02d}", "us").astype(np.int64)) - UTC8_US
+    return int(np.datetime64(f"{year:04d}-{month:02d}-{day:02d}", "D").astype(np.int64))
 
 
-def first_sequence_at(reader: JournalReader, time_us: int) -> int:
-    """First sequence of the first journal value at or after a journal time; time never goes back along the journal."""
+def settlement_days(records: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
+    """Settlement day of each journal record; those of format 1 state none, theirs is the UTC+8 day of their time."""
+    stated = records["settlement_day"].astype(np.int64)
+    return np.where(stated != 0, stated, (records["time_us"] // 1_000_000 + UTC8_S) // 86_400)
+
+
+def first_sequence_on(reader: JournalReader, day: int) -> int:
+    """First sequence of the first journal value that holds records of a settlement day or later: it never goes back along the
+    journal."""
     last = reader.last()
     low, high = 1, last.first_sequence + last.count if last else 1
     while low < high:
         middle = (low + high) // 2
         entry = reader.entry(middle)
         assert entry is not None
-        if entry.time_us < time_us:
+        if int(settlement_days(entry.array[-1:])[0]) < day:
             low = entry.first_sequence + entry.count
         else:
             high = entry.first_sequence
@@ -64,13 +71,14 @@ def clear(reader: JournalReader, names: Names, date: int, sequence_first: int = 
     terminal_accounts = np.array(names.account_of_terminal, np.int64)
     accounts = max(names.operator_of_account, default=0) + 1
     taps, test_taps, amounts = (np.zeros(accounts, np.int64) for _ in range(3))
-    sequence = 0
-    for entry in reader.entries(max(first_sequence_at(reader, day_start_us(date)), sequence_first)):
-        if settlement_date(entry.time_us) > date or (sequence_last and entry.first_sequence > sequence_last):
-            break
+    sequence, day = 0, day_of(date)
+    for entry in reader.entries(max(first_sequence_on(reader, day), sequence_first)):
         records = entry.array
-        sequence = entry.first_sequence + entry.count - 1
-        wanted = (records["kind"] == types.RecordKind.TAP) & (records["sequence"] >= sequence_first)
+        days = settlement_days(records)
+        if int(days[0]) > day or (sequence_last and entry.first_sequence > sequence_last):
+            break
+        sequence = entry.first_sequence + int((days <= day).sum()) - 1
+        wanted = (records["kind"] == types.RecordKind.TAP) & (days == day) & (records["sequence"] >= sequence_first)
         if sequence_last:
             wanted &= records["sequence"] <= sequence_last
         charged = records[wanted & np.isin(records["result"], types.CHARGED)]

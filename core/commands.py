@@ -11,7 +11,7 @@ from yikatong.core import limits, types
 from yikatong.core.errors import InvalidRequest, NotFound
 from yikatong.core.memory import Memory, TopUpDone
 from yikatong.core.seen import CARDS, TERMINALS
-from yikatong.core.types import Result, wire
+from yikatong.core.types import DocumentKind, Result, wire
 from yikatong.ext.engine import NONE, EngineFull, is_card_number, local_seconds
 from yikatong.v1 import account_service_pb2, card_service_pb2, clearing_service_pb2, terminal_service_pb2
 
@@ -181,6 +181,8 @@ def _malformed_top_up(request: account_service_pb2.TopUpRequest) -> tuple[Result
 
 def _top_up(memory: Memory, request: account_service_pb2.TopUpRequest, time_us: int) -> account_service_pb2.TopUpResponse:
     """Fund one card; the request is well-formed."""
+    if memory.documents.get(DocumentKind.ANSWER, request.request_id) is not None:
+        return account_service_pb2.TopUpResponse(result=wire(Result.CONFLICT))  # the id of another kind of request
     done = memory.find_top_up(request.request_id)
     if done is not None:
         if (done.card_number, done.amount_fen) != (request.card_number, request.amount_fen):
@@ -225,6 +227,7 @@ def get_balance(memory: Memory, request: account_service_pb2.GetBalanceRequest, 
     card = memory.engine.card(_card_slot(memory, request.card_number))
     return account_service_pb2.GetBalanceResponse(
         balance_fen=memory.engine.balance_fen(card["account"]),
+        held_fen=memory.engine.held_fen(card["account"]),
         denied=card["denied_since_s"] != 0,
         sequence=memory.engine.next_sequence - 1,
     )
@@ -233,10 +236,12 @@ def get_balance(memory: Memory, request: account_service_pb2.GetBalanceRequest, 
 # ---- places in the journal, for the queries that read it ----
 
 
-def newest_of_card(memory: Memory, card_number: str) -> tuple[int, int]:
-    """A card's slot and the sequence of its newest record."""
+def newest_of_card(memory: Memory, card_number: str) -> tuple[int, int, set[int]]:
+    """A card's slot, the sequence of its newest record, and the accounts of its purses."""
     slot = _card_slot(memory, card_number)
-    return slot, int(memory.engine.card(slot)["last_sequence"])
+    card = memory.engine.card(slot)
+    purses = {account for _, account in memory.named_accounts(f"{types.PURSE_PREFIX}{card_number}:")}
+    return slot, int(card["last_sequence"]), purses | {int(card["account"])}
 
 
 def tap_by_card_counter(memory: Memory, card_number: str, atc: int) -> int:
@@ -289,10 +294,12 @@ def get_trial_balance(
     balances = memory.engine.balances_fen()
     operators = int(balances[list(memory.account_operators)].sum()) if memory.account_operators else 0
     funding = int(balances[types.ACCOUNT_FUNDING])
+    others = sum(int(balances[account]) for name, account in memory.named_accounts() if not name.startswith(types.PURSE_PREFIX))
     total = int(balances.sum())
     return clearing_service_pb2.GetTrialBalanceResponse(
         imbalance_fen=total,
-        purses_fen=total - operators - funding,
+        purses_fen=total - operators - funding - others,
+        others_fen=others,
         operators_fen=operators,
         funding_fen=funding,
         accounts=len(balances),

@@ -7,6 +7,8 @@ REQUEST_ITEMS_MAX: Final = 8_192  # taps, cards, terminals or top-ups in one req
 REQUEST_BYTES_MAX: Final = 4 << 20  # 8,192 taps of 300 bytes are 2.4 MiB; a tap is 110 to 200
 PAGE_SIZE_DEFAULT: Final = 100
 PAGE_SIZE_MAX: Final = 1_000  # one journal look-up each: a page stays below some milliseconds
+ACCOUNT_NAME_BYTES_MAX: Final = 200  # with its prefix; a document's key
+DOCUMENT_KEY_BYTES_MAX: Final = 500  # LMDB takes 511, one of them is the kind
 TOP_UP_FEN_MAX: Final = 100_000_000  # a million yuan: above every purse, far below what int64 could not add up
 OPERATOR_ID_BYTES_MAX: Final = 64
 CALLS_AT_ONCE_MAX: Final = 4_096  # calls in the service port at once, before RESOURCE_EXHAUSTED
@@ -40,6 +42,7 @@ RING_RECORDS: Final = 1 << 18  # newest records at hand for repeated taps
 # ---- the engine ----
 CARDS_MAX: Final = 16_000_000  # four times the city
 TERMINALS_MAX: Final = 1_000_000
+ACCOUNTS_BESIDE_MAX: Final = 16_000_000  # purses restricted in purpose, acquirers, banks: one more a card
 
 # ---- files ----
 JOURNAL_MAP_BYTES: Final = 1 << 42  # address space, not disk: 4 TiB, some thirty thousand million records

@@ -2,24 +2,28 @@
 
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from yikatong.core import limits, types
+from yikatong.core.documents import Documents, Layer, save
 from yikatong.core.errors import Damaged, DataError, NewerFormat
 from yikatong.core.failpoints import failpoint
 from yikatong.core.journal import GENESIS, Entry, Journal, sm3
 from yikatong.core.keys import KeySet
 from yikatong.core.seen import CARDS, TERMINALS, Segments, add_segment
 from yikatong.core.store import DataDirectory, Reader
+from yikatong.core.types import DocumentKind
 from yikatong.ext.engine import PAGE_BYTES, Engine, EngineFault
-from yikatong.v1 import account_service_pb2, card_service_pb2, terminal_service_pb2
+from yikatong.v1 import account_service_pb2, card_service_pb2, journal_pb2, terminal_service_pb2
 
-FORMAT: Final = 1
+FORMAT: Final = 2  # 1 had accounts without holds, and no documents: it is made anew from the journal
 TABLES: Final = ("cards", "accounts", "terminals")
+REGISTRATIONS: Final = (types.RecordKind.CARD, types.RecordKind.TERMINAL, types.RecordKind.OPERATOR)
+OPERATOR_PREFIX: Final = "operator:"
 Progress = Callable[[int, int], None]
 
 
@@ -51,6 +55,8 @@ class Photograph(NamedTuple):
     counts: dict[str, int]
     operators: list[str]
     top_ups: dict[bytes, TopUpDone]
+    documents: Layer
+    settlement_day: int
 
 
 class Memory:
@@ -69,6 +75,7 @@ class Memory:
             stored_grace_s=settings.stored_grace_s,
             hash_seed=settings.hash_seed,
             taps_expected=settings.taps_expected,
+            accounts_max=settings.cards_max + settings.terminals_max + limits.ACCOUNTS_BESIDE_MAX,
         )
         for key_set in key_sets:
             self.engine.add_key(key_set.issuer_id, key_set.key_version, key_set.key_index, key_set.parent())
@@ -78,6 +85,7 @@ class Memory:
         self.terminal_accounts: list[int] = []  # by terminal slot
         self.top_ups: dict[bytes, TopUpDone] = {}  # since the last checkpoint
         self.top_ups_frozen: dict[bytes, TopUpDone] = {}
+        self.documents = Documents()
         self.checkpoint_sequence = 0
         self._operators_saved = 0
         self._state: Reader | None = None
@@ -105,6 +113,28 @@ class Memory:
                 raise Damaged(f"journal: record {sequence} is missing")
             return top_up_of(found[0], found[1][0])
 
+    def account(self, name: str) -> int | None:
+        """Number of a named account: an operator's payable ("operator:…") or one that an event opened."""
+        if name.startswith(OPERATOR_PREFIX):
+            return self.operator_accounts.get(name.removeprefix(OPERATOR_PREFIX))
+        value = self.documents.get(DocumentKind.ACCOUNT, name.encode())
+        return None if value is None else int.from_bytes(value, "big")
+
+    def named_accounts(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """Accounts that events opened, whose names begin so, in order of name."""
+        start = prefix.encode()
+        for name, account in self.documents.scan(DocumentKind.ACCOUNT, start):
+            if not name.startswith(start):
+                break
+            yield name.decode(), int.from_bytes(account, "big")
+
+    def apply_event(self, event: journal_pb2.Event) -> None:
+        """What an event changed beside the ledger."""
+        for document in event.documents:
+            self.documents.apply(document.kind, document.key, None if document.deleted else document.value)
+        if event.closed_settlement_day and event.closed_settlement_day >= self.engine.settlement_day:
+            self.engine.settlement_day = event.closed_settlement_day + 1
+
     # ---- restore ----
 
     def restore(self, progress: Progress = lambda done, total: None) -> None:
@@ -113,6 +143,12 @@ class Memory:
         Raises Damaged, NewerFormat or DataError, naming the place."""
         with self.directory.state.read() as state:
             meta = _read_meta(state)
+        if meta is not None and meta["format"] < FORMAT:
+            if self.directory.readonly:
+                raise DataError(f"{self.directory.state.path}: it has an older format; `serve` makes it anew from the journal")
+            self.directory.state.empty()
+            meta = None
+        with self.directory.state.read() as state:
             if meta is not None:
                 self._restore_checkpoint(state, meta)
         with self.journal.read() as reader:
@@ -152,12 +188,13 @@ class Memory:
             self.open_operator(bytes(value).decode(), int.from_bytes(key, "big"))
         self._operators_saved = len(self.operators)
         self.terminal_accounts = [self.engine.terminal(slot)["account"] for slot in range(meta["counts"]["terminals"])]
+        self.engine.settlement_day = meta["settlement_day"]
         self.checkpoint_sequence = meta["sequence"]
 
     def _replay(self, entry: Entry) -> None:
         """Apply the effects of one journal value: runs of taps and top-ups in one go, registrations one by one."""
         array = entry.array
-        cold = np.flatnonzero(array["kind"] >= types.RecordKind.CARD)
+        cold = np.flatnonzero(np.isin(array["kind"], REGISTRATIONS))
         start = 0
         for at in [*cold.tolist(), len(array)]:
             self.engine.replay(entry.records[start * types.RECORD.itemsize : at * types.RECORD.itemsize])
@@ -168,6 +205,8 @@ class Memory:
             record = array[at]
             request = account_service_pb2.TopUpRequest.FromString(entry.payload(int(record["payload_place"])))
             self.top_ups[request.request_id] = top_up_of(entry, record)
+        for at in np.flatnonzero(array["kind"] == types.RecordKind.EVENT).tolist():
+            self.apply_event(journal_pb2.Event.FromString(entry.payload(int(array[at]["payload_place"]))))
 
     def _replay_registration(self, entry: Entry, record: Any) -> None:
         payload = entry.payload(int(record["payload_place"]))
@@ -201,6 +240,7 @@ class Memory:
             self._state.close()
         self._state = self.directory.state.read()
         self.segments = Segments(self._state)
+        self.documents.look_at(self._state)
 
     # ---- checkpoint ----
 
@@ -209,7 +249,13 @@ class Memory:
         frozen = self.engine.freeze()
         self.top_ups_frozen, self.top_ups = self.top_ups, {}
         return Photograph(
-            frozen["sequence"], frozen["pages"], frozen["counts"], self.operators[self._operators_saved :], self.top_ups_frozen
+            frozen["sequence"],
+            frozen["pages"],
+            frozen["counts"],
+            self.operators[self._operators_saved :],
+            self.top_ups_frozen,
+            self.documents.freeze(),
+            self.engine.settlement_day,
         )
 
     def write_checkpoint(self, photograph: Photograph, head: bytes) -> None:
@@ -224,6 +270,7 @@ class Memory:
                 failpoint("checkpoint-middle")
             for operator_id in photograph.operators:
                 writer.put("operators", self.operator_accounts[operator_id].to_bytes(4, "big"), operator_id.encode())
+            save(writer, photograph.documents)
             for request_id, done in photograph.top_ups.items():
                 writer.put("requests", request_id, done.sequence.to_bytes(8, "big"))
             card_keys, card_sequences, terminal_keys, terminal_sequences = self.engine.frozen_seen()
@@ -231,11 +278,15 @@ class Memory:
             add_segment(writer, segments, CARDS, card_keys, card_sequences)
             add_segment(writer, segments, TERMINALS, terminal_keys, terminal_sequences)
             del segments
-            meta = {"format": FORMAT, "sequence": photograph.sequence, "head": head.hex(), "counts": photograph.counts}
+            meta = {
+                "format": FORMAT, "sequence": photograph.sequence, "head": head.hex(), "counts": photograph.counts,
+                "settlement_day": photograph.settlement_day,
+            }  # fmt: skip
             writer.put("meta", b"checkpoint", json.dumps(meta).encode())
 
     def settle_checkpoint(self, photograph: Photograph, written: bool) -> None:
         """The checkpoint's end, back on the writer's thread."""
+        self.documents.settle(written)
         if written:
             self._operators_saved += len(photograph.operators)
             self.checkpoint_sequence = photograph.sequence

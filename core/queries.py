@@ -40,14 +40,19 @@ KINDS: Final = {
     types.RecordKind.TAP: account_service_pb2.Transaction.KIND_TAP,
     types.RecordKind.TOP_UP: account_service_pb2.Transaction.KIND_TOP_UP,
     types.RecordKind.CARD: account_service_pb2.Transaction.KIND_CARD_REGISTERED,
+    types.RecordKind.POSTING: account_service_pb2.Transaction.KIND_POSTING,
+    types.RecordKind.HOLD: account_service_pb2.Transaction.KIND_HOLD,
+    types.RecordKind.DENY_LIST: account_service_pb2.Transaction.KIND_DENY_LIST,
 }
 
 
 def list_transactions(
-    journal: Journal, card: int, start: int, size: int
+    journal: Journal, card: int, purses: set[int], start: int, size: int
 ) -> tuple[list[tuple[account_service_pb2.Transaction, int]], str]:
-    """Up to `size` transactions of a card (slot), newest first, from sequence `start` on, each with its terminal's slot; and
-    the token of the next page. Each record names the one before it of the same card, so this walks back along the card."""
+    """Up to `size` transactions of a card (its slot, and the accounts of its purses), newest first, from sequence `start` on,
+    each with its terminal's slot; and the token of the next page.
+
+    Each record names the one before it of the same card, so this walks back along the card."""
     found: list[tuple[account_service_pb2.Transaction, int]] = []
     sequence = start
     with journal.read() as reader:
@@ -58,12 +63,12 @@ def list_transactions(
             record = located[1][0]
             if int(record["card"]) != card:
                 raise InvalidRequest("page_token", "is not a token of this list")
-            found.append((_transaction(record), int(record["terminal"])))
+            found.append((_transaction(record, purses), int(record["terminal"])))
             sequence = int(record["card_previous"])
     return found, page_token(card, sequence) if sequence else ""
 
 
-def _transaction(record: Any) -> account_service_pb2.Transaction:
+def _transaction(record: Any, purses: set[int]) -> account_service_pb2.Transaction:
     kind = types.RecordKind(int(record["kind"]))
     transaction = account_service_pb2.Transaction(
         sequence=int(record["sequence"]),
@@ -74,6 +79,14 @@ def _transaction(record: Any) -> account_service_pb2.Transaction:
     if kind is types.RecordKind.TOP_UP:
         transaction.change_fen = int(record["amount_fen"])
         transaction.balance_after_fen = int(record["credit_after_fen"])
+    elif kind is types.RecordKind.POSTING:
+        into = int(record["credit_account"]) in purses
+        transaction.change_fen = int(record["amount_fen"]) if into else -int(record["amount_fen"])
+        transaction.balance_after_fen = int(record["credit_after_fen"] if into else record["debit_after_fen"])
+        transaction.reason = types.PostingKind(int(record["transaction_type"])).name.lower()
+    elif kind is types.RecordKind.HOLD:
+        transaction.held_change_fen = int(record["amount_fen"])
+        transaction.balance_after_fen = int(record["debit_after_fen"])
     elif kind is types.RecordKind.TAP:
         transaction.change_fen = -int(record["amount_fen"])
         transaction.balance_after_fen = int(record["debit_after_fen"])
@@ -134,4 +147,5 @@ def _tap(entry: Entry, record: Any) -> tap_service_pb2.Tap:
         industry=int(record["industry"]),
         rider=types.wire(record["rider"]),
         test=bool(record["flags"] & types.Flag.TEST),
+        grey=bool(record["flags"] & types.Flag.GREY),
     )

@@ -203,9 +203,9 @@ class Service:
         """AccountService.ListTransactions."""
         message = parse(account_service_pb2.ListTransactionsRequest, request)
         size = queries.page_size(message.page_size)
-        card, newest = await self._ask(lambda memory: commands.newest_of_card(memory, message.card_number), deadline)
+        card, newest, purses = await self._ask(lambda memory: commands.newest_of_card(memory, message.card_number), deadline)
         start = queries.parse_page_token(message.page_token, card) if message.page_token else newest
-        found, token = await asyncio.to_thread(queries.list_transactions, self._core.journal, card, start, size)
+        found, token = await asyncio.to_thread(queries.list_transactions, self._core.journal, card, purses, start, size)
         await self._ask(lambda memory: _name_terminals(memory, found), deadline)
         response = account_service_pb2.ListTransactionsResponse(
             transactions=[transaction for transaction, _ in found], next_page_token=token

@@ -22,7 +22,7 @@ JOURNAL = "journal"
 STATE = "state"
 DATABASES = {
     JOURNAL: ("groups", "probe"),
-    STATE: ("meta", "cards", "accounts", "terminals", "operators", "requests", "segments"),
+    STATE: ("meta", "cards", "accounts", "terminals", "operators", "requests", "segments", "documents"),
 }
 MAP_BYTES = {JOURNAL: limits.JOURNAL_MAP_BYTES, STATE: limits.STATE_MAP_BYTES}
 
@@ -96,6 +96,11 @@ class Writer:
     def delete(self, database: str, key: bytes) -> None:
         self._transaction.delete(key, db=self._store.databases[database])
 
+    def drop_all(self) -> None:
+        """Delete every item of every database of the file."""
+        for database in self._store.databases.values():
+            self._transaction.drop(database, delete=False)
+
     def __enter__(self) -> Self:
         return self
 
@@ -162,6 +167,11 @@ class Store:
         finally:
             os.close(descriptor)
 
+    def empty(self) -> None:
+        """Forget everything in the file. Raises CommitFailed; then all of it is still there."""
+        with self.write() as writer:
+            writer.drop_all()
+
     def close(self) -> None:
         self.environment.close()
 
@@ -171,6 +181,7 @@ class DataDirectory:
 
     def __init__(self, path: Path, *, readonly: bool = False) -> None:
         self.path = path
+        self.readonly = readonly
         self._lock = -1
         if readonly:
             if not path.is_dir():

@@ -14,6 +14,8 @@ class Result(IntEnum):
     ACCEPTED = 1
     DEBT_BOOKED = 2
     TEST = 3
+    GREY = 4
+    TORN = 5
     MALFORMED_CARD_NUMBER = 10
     MALFORMED_ISSUER_ID = 11
     MALFORMED_PROFILE = 12
@@ -59,6 +61,11 @@ class RecordKind(IntEnum):
     CARD = 3
     TERMINAL = 4
     OPERATOR = 5
+    ACCOUNT = 6
+    POSTING = 7
+    HOLD = 8
+    EVENT = 9
+    DENY_LIST = 10
 
 
 class Flag(IntFlag):
@@ -69,10 +76,40 @@ class Flag(IntFlag):
     FRAUD = 4
     DENIED = 8
     COUNTED = 16
+    GREY = 32
+    LINKED = 64
+
+
+class Deny(IntFlag):
+    """Why a card is on the deny list."""
+
+    DEBT = 1
+    LOSS = 2
+    FROZEN = 4
+    CANCELLED = 8
+
+
+DENY_REASONS: Final = int(Deny.DEBT | Deny.LOSS | Deny.FROZEN | Deny.CANCELLED)
+
+
+class PostingKind(IntEnum):
+    """Why a posting moved money (`transaction_type` of its record)."""
+
+    NONE = 0
+
+
+class DocumentKind(IntEnum):
+    """Kinds of document (core/documents.py)."""
+
+    ACCOUNT = 1  # name of a named account → its number, 4 bytes
+    ANSWER = 2  # request id → Answer
 
 
 NONE: Final = 0xFFFFFFFF
 """No such slot: card, terminal or account."""
+
+PURSE_PREFIX: Final = "purse:"
+"""Named accounts of cards' restricted purses are "purse:<card number>:<purse>"."""
 
 ACCOUNT_FUNDING: Final = 0
 """The account that top-ups come from."""
@@ -85,6 +122,7 @@ RECORD: Final = np.dtype(
             "tap_amount_fen", "amount_due_fen", "local_date", "local_time", "line", "stop", "mac", "chip_before_fen",
             "chip_after_fen", "payload_place", "atc", "kind", "result", "profile", "transaction_type", "tap_kind", "flags",
             "algorithm_id", "key_version", "key_index", "rider", "city", "industry", "direction",
+            "settlement_day", "deny_reasons",
         ],
         "formats": [
             "<u8", "<i8", "<u8", "<i8", "<i8", "<i8",
@@ -92,6 +130,7 @@ RECORD: Final = np.dtype(
             "<u4", "<u4", "<u4", "<u4", "<u4", "<u4", "(4,)u1", "<u4",
             "<u4", "<u4", "<u2", "u1", "u1", "u1", "u1", "u1", "u1",
             "u1", "u1", "u1", "u1", "<u2", "u1", "u1",
+            "<u2", "u1",
         ],
         "offsets": [
             0, 8, 16, 24, 32, 40,
@@ -99,6 +138,7 @@ RECORD: Final = np.dtype(
             68, 72, 76, 80, 84, 88, 92, 96,
             100, 104, 108, 110, 111, 112, 113, 114, 115,
             116, 117, 118, 119, 120, 122, 123,
+            124, 126,
         ],
         "itemsize": 128,
     }

@@ -5,7 +5,7 @@ int yk_run(yk_engine *engine, const yk_tap *taps, uint32_t n, const yk_record *p
            yk_outcome *outcomes) {
     /* Make room for everything first: after this, posting cannot fail in the middle of a batch. */
     uint64_t payload_bytes = 0, seed = engine->config.hash_seed;
-    uint32_t settlement_date = yk_settlement_date(time_us);
+    uint32_t settlement_date = yk_date_of_day(yk_local_day(time_us) > engine->settlement_day ? yk_local_day(time_us) : engine->settlement_day);
     for (uint32_t i = 0; i < n; i++) payload_bytes += taps[i].message_bytes + 5;
     int error = yk_reserve(engine, n, payload_bytes);
     if (error) return error;

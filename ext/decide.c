@@ -1,6 +1,8 @@
 /* The fourth stage: what is to become of a tap. Reads only; the checks stand in their order of precedence. */
 #include "engine.h"
 
+#include "sm4.h"
+
 /* The record with this sequence: among the newest, or among those that were fetched from the journal beforehand. */
 static const yk_record *find_prior(const yk_engine *engine, uint64_t sequence, const yk_record *priors, uint32_t n) {
     if (yk_in_ring(engine, sequence, 0)) return &engine->ring[sequence & (engine->config.ring_records - 1)];
@@ -33,6 +35,15 @@ static uint64_t terminal_prior(const yk_engine *engine, const yk_tap *tap, const
 static int is_denied(const yk_engine *engine, const yk_tap *tap, const yk_card *card) {
     if (!card->denied_since_s) return 0;
     return !(tap->stored && tap->local_s <= (uint64_t)card->denied_since_s + engine->config.stored_grace_s);
+}
+
+/* A chip that was pulled away answers with all ones; a terminal that did not hear the answer says so. Whether the chip was debited
+ * shows in the card's next record: until then nothing is charged. */
+static uint8_t unproved(const yk_tap *tap) {
+    static const uint8_t torn[4] = {0xff, 0xff, 0xff, 0xff};
+    if (tap->profile != YK_PROFILE_PURSE) return YK_MAC_MISMATCH;
+    if (memcmp(tap->mac, torn, sizeof torn) == 0) return YK_TORN;
+    return tap->grey ? YK_GREY : YK_MAC_MISMATCH;
 }
 
 int yk_decide(const yk_engine *engine, const yk_tap *tap, const yk_record *priors, uint32_t prior_count, yk_decision *decision) {
@@ -71,7 +82,7 @@ int yk_decide(const yk_engine *engine, const yk_tap *tap, const yk_record *prior
     else if (memcmp(card->issuer_id, tap->issuer_id, sizeof tap->issuer_id) != 0) decision->result = YK_ISSUER_MISMATCH;
     else if (!tap->key_known) decision->result = YK_UNKNOWN_KEY;
     /* 4. The MAC. */
-    else if (!tap->proved) decision->result = YK_MAC_MISMATCH;
+    else if (!tap->proved) decision->result = unproved(tap);
     if (decision->result) return YK_OK;
 
     decision->counts = 1; /* the card itself has spoken: from here on its counter is used up */
@@ -87,7 +98,7 @@ int yk_decide(const yk_engine *engine, const yk_tap *tap, const yk_record *prior
 
     /* 7. Money. A stored tap is a ride that already happened: what the card lacks becomes debt. */
     const yk_account *purse = yk_table_read(&engine->accounts, card->account);
-    if (decision->charge_fen == 0 || purse->balance_fen >= (int64_t)decision->charge_fen) decision->result = YK_ACCEPTED;
+    if (decision->charge_fen == 0 || purse->balance_fen - purse->held_fen >= (int64_t)decision->charge_fen) decision->result = YK_ACCEPTED;
     else if (tap->stored) decision->result = YK_DEBT_BOOKED;
     else decision->result = YK_INSUFFICIENT_FUNDS;
     return YK_OK;

@@ -150,7 +150,7 @@ enum {
     TAP_CARD_NUMBER = 1, TAP_ISSUER_ID, TAP_PROFILE, TAP_ALGORITHM_ID, TAP_KEY_VERSION, TAP_KEY_INDEX, TAP_TRANSACTION_TYPE,
     TAP_AMOUNT, TAP_AMOUNT_DUE, TAP_CHIP_BEFORE, TAP_CHIP_AFTER, TAP_ATC, TAP_TERMINAL_NUMBER, TAP_TERMINAL_SEQUENCE,
     TAP_LOCAL_TIME, TAP_MAC, TAP_KIND, TAP_LINE, TAP_STOP, TAP_DIRECTION, TAP_CITY, TAP_INDUSTRY, TAP_RIDER, TAP_TRANSFER,
-    TAP_TEST, TAP_FIELD_END
+    TAP_TEST, TAP_GREY, TAP_FIELD_END
 };
 
 /* Wire type of each field; anything else under that number is skipped as unknown. */
@@ -242,6 +242,7 @@ static void check_form(const raw_tap *raw, const yk_decode_rules *rules, yk_tap 
     tap->industry = (uint8_t)number[TAP_INDUSTRY];
     tap->rider = (uint8_t)rider;
     tap->test = number[TAP_TEST] != 0;
+    tap->grey = number[TAP_GREY] != 0;
 }
 
 /* Transfer is kept as part of the message, but it must be readable. */

@@ -21,11 +21,13 @@ typedef struct {
     uint32_t atc_next;       /* no ATC from here on has been seen: 0 to 65,536 */
     uint32_t denied_since_s; /* seconds since 1970, UTC; 0: not on the deny list */
     uint8_t rider;
-    uint8_t reserved[15];
+    uint8_t deny_reasons;
+    uint8_t reserved[14];
 } yk_card;
 
 typedef struct {
     int64_t balance_fen;
+    int64_t held_fen;        /* of the balance, what authorisations hold */
 } yk_account;
 
 typedef struct {
@@ -37,7 +39,7 @@ typedef struct {
 } yk_terminal;
 
 _Static_assert(sizeof(yk_card) == 64, "one cache line a card");
-_Static_assert(sizeof(yk_account) == 8, "accounts are bare balances");
+_Static_assert(sizeof(yk_account) == 16, "four accounts a cache line");
 _Static_assert(sizeof(yk_terminal) == 32, "two terminals a cache line");
 
 enum { YK_ACCOUNT_FUNDING = 0 }; /* where top-ups come from; its balance is minus all money in the system */
@@ -69,6 +71,7 @@ typedef struct {
     yk_record *ring;
     uint64_t ring_first;     /* the ring holds nothing from before this sequence */
     uint64_t next_sequence;
+    uint32_t settlement_day; /* records get this settlement day or, when it is later, the day of their time */
     yk_key *keys;
     uint32_t key_count;
 
@@ -135,9 +138,27 @@ int yk_add_terminal(yk_engine *engine, const uint8_t number[6], uint8_t kind, ui
 int yk_top_up(yk_engine *engine, uint32_t card, int64_t amount_fen, int64_t time_us, const uint8_t *payload,
               uint32_t payload_bytes);
 
+/* ---- change.c: an event and what it moves ---- */
+
+/* One record behind an event. */
+typedef struct {
+    uint8_t kind;            /* YK_RECORD_ACCOUNT, POSTING, HOLD or DENY_LIST */
+    uint8_t why;             /* POSTING: PostingKind; DENY_LIST: the card's reasons from now on */
+    uint32_t debit, credit;  /* POSTING; HOLD: `debit` */
+    uint32_t card;           /* whose record it is; YK_NONE: nobody's */
+    int64_t amount_fen;
+    const uint8_t *name;     /* ACCOUNT */
+    uint32_t name_bytes;
+} yk_step;
+
+/* Write an event and its steps as records of one group, or nothing: YK_OK, YK_NO_MEMORY, YK_FULL (no room for an account, or a
+ * balance would overflow), or YK_CORRUPT (an account or card that is not there, a negative posting, a release of more than is
+ * held). */
+int yk_commit(yk_engine *engine, int64_t time_us, const uint8_t *payload, uint32_t payload_bytes, const yk_step *steps, uint32_t n);
+
 /* ---- restart ---- */
 
-/* Apply records of kinds tap and top-up, in sequence, from the journal. YK_OK, or YK_CORRUPT with the index in *at. */
+/* Apply records of all kinds but registrations (card, terminal, operator), in sequence, from the journal. YK_OK, or YK_CORRUPT with the index in *at. */
 int yk_replay(yk_engine *engine, const yk_record *records, uint32_t n, uint32_t *at);
 /* After pages were restored: rebuild the indexes. */
 int yk_reindex(yk_engine *engine);
@@ -153,6 +174,7 @@ int yk_reserve(yk_engine *engine, uint32_t records, uint64_t payload_bytes);
 yk_record *yk_begin_record(yk_engine *engine, uint8_t kind, uint8_t result, int64_t time_us);
 void yk_add_payload(yk_engine *engine, yk_record *record, const uint8_t *bytes, uint32_t n);
 void yk_end_record(yk_engine *engine, const yk_record *record);
+void yk_deny(yk_engine *engine, yk_card *card, uint8_t reasons, yk_record *record);
 void yk_move(yk_engine *engine, uint32_t debit, uint32_t credit, int64_t amount_fen, yk_record *record);
 
 static inline uint64_t yk_card_hash(const yk_engine *engine, const yk_card_number *number) {

@@ -31,7 +31,7 @@ cdef extern from "types.h":
         uint8_t terminal_number[6]
         uint8_t mac[4]
         uint8_t profile, algorithm_id, key_version, key_index, transaction_type
-        uint8_t kind, direction, industry, rider, test
+        uint8_t kind, direction, industry, rider, test, grey
         uint8_t keep_message, result, invalid_field, stored
         uint8_t search_card, search_terminal
         uint32_t card, terminal
@@ -43,8 +43,9 @@ cdef extern from "types.h":
         uint64_t sequence
     ctypedef struct yk_outcome:
         pass
-    uint32_t yk_settlement_date(int64_t time_us) nogil
-    enum: YK_NONE
+    uint32_t yk_local_day(int64_t time_us) nogil
+    uint32_t yk_date_of_day(uint32_t day) nogil
+    enum: YK_NONE, YK_RECORD_ACCOUNT, YK_RECORD_POSTING, YK_RECORD_HOLD, YK_RECORD_DENY_LIST
 
 cdef extern from "decode.h":
     ctypedef struct yk_decode_rules:
@@ -97,8 +98,10 @@ cdef extern from "engine.h":
         uint32_t atc_next
         uint32_t denied_since_s
         uint8_t rider
+        uint8_t deny_reasons
     ctypedef struct yk_account:
         int64_t balance_fen
+        int64_t held_fen
     ctypedef struct yk_terminal:
         uint64_t sequence_next
         uint32_t account
@@ -120,6 +123,7 @@ cdef extern from "engine.h":
         yk_record *ring
         uint64_t ring_first
         uint64_t next_sequence
+        uint32_t settlement_day
         uint32_t key_count
         yk_record *group
         uint32_t group_count, group_capacity
@@ -145,6 +149,14 @@ cdef extern from "engine.h":
                         const uint8_t *payload, uint32_t payload_bytes, uint32_t *slot) nogil
     int yk_top_up(yk_engine *engine, uint32_t card, int64_t amount_fen, int64_t time_us, const uint8_t *payload,
                   uint32_t payload_bytes) nogil
+    ctypedef struct yk_step:
+        uint8_t kind, why
+        uint32_t debit, credit, card
+        int64_t amount_fen
+        const uint8_t *name
+        uint32_t name_bytes
+    int yk_commit(yk_engine *engine, int64_t time_us, const uint8_t *payload, uint32_t payload_bytes, const yk_step *steps,
+                  uint32_t n) nogil
     int yk_replay(yk_engine *engine, const yk_record *records, uint32_t n, uint32_t *at) nogil
     int yk_reindex(yk_engine *engine) nogil
     int yk_audit(int64_t *balances, uint32_t accounts, const yk_record *records, uint32_t n, uint32_t *at) nogil
@@ -209,7 +221,7 @@ def is_card_number(str text):
 
 def settlement_date(int64_t time_us):
     """The UTC+8 day of a journal time (microseconds since 1970, UTC) as YYYYMMDD."""
-    return yk_settlement_date(time_us)
+    return yk_date_of_day(yk_local_day(time_us))
 
 
 def local_seconds(date, time):
@@ -299,13 +311,13 @@ cdef class Engine:
     cdef bint photographed     # between `freeze` and `release` or `thaw`
 
     def __cinit__(self, *, uint32_t cards_max, uint32_t terminals_max, uint32_t ring_records, uint32_t batch_taps_max,
-                  uint32_t stored_grace_s, uint64_t hash_seed, uint64_t taps_expected=0):
+                  uint32_t stored_grace_s, uint64_t hash_seed, uint64_t taps_expected=0, uint32_t accounts_max=0):
         if ring_records & (ring_records - 1):
             raise ValueError("ring_records: a power of two is wanted")
         cdef yk_engine_config config
         config.cards_max = cards_max
         config.terminals_max = terminals_max
-        config.accounts_max = cards_max + terminals_max + 1
+        config.accounts_max = accounts_max or cards_max + terminals_max + 1
         config.ring_records = ring_records
         config.batch_taps_max = batch_taps_max
         config.stored_grace_s = stored_grace_s
@@ -389,7 +401,7 @@ cdef class Engine:
                 "local_time": tap.local_time, "local_s": tap.local_s, "line": tap.line, "stop": tap.stop, "atc": tap.atc,
                 "city": tap.city, "profile": tap.profile, "algorithm_id": tap.algorithm_id, "key_version": tap.key_version,
                 "key_index": tap.key_index, "transaction_type": tap.transaction_type, "kind": tap.kind,
-                "direction": tap.direction, "industry": tap.industry, "rider": tap.rider, "test": tap.test,
+                "direction": tap.direction, "industry": tap.industry, "rider": tap.rider, "test": tap.test, "grey": tap.grey,
                 "keep_message": tap.keep_message, "stored": tap.stored, "result": tap.result,
                 "invalid_field": tap.invalid_field,
             })
@@ -567,6 +579,7 @@ cdef class Engine:
             "rider": card.rider,
             "atc_next": card.atc_next,
             "denied_since_s": card.denied_since_s,
+            "deny_reasons": card.deny_reasons,
             "last_sequence": card.last_sequence,
         }
 
@@ -586,6 +599,22 @@ cdef class Engine:
         if account >= self.engine.accounts.count:
             raise IndexError(f"there is no account {account}")
         return (<const yk_account *>yk_table_read(&self.engine.accounts, account)).balance_fen
+
+    def held_fen(self, uint32_t account):
+        """What authorisations hold of an account's balance."""
+        if account >= self.engine.accounts.count:
+            raise IndexError(f"there is no account {account}")
+        return (<const yk_account *>yk_table_read(&self.engine.accounts, account)).held_fen
+
+    def holds_fen(self):
+        """What is held, by account: array of int64."""
+        cdef uint32_t account
+        held = np.empty(self.engine.accounts.count, np.int64)
+        cdef int64_t[::1] out = held
+        with nogil:
+            for account in range(self.engine.accounts.count):
+                out[account] = (<const yk_account *>yk_table_read(&self.engine.accounts, account)).held_fen
+        return held
 
     def balances_fen(self):
         """All balances, by account: array of int64."""
@@ -644,6 +673,41 @@ cdef class Engine:
         _check(yk_top_up(&self.engine, card, amount_fen, time_us, <const uint8_t *>PyBytes_AS_STRING(payload), len(payload)))
         account = (<const yk_card *>yk_table_read(&self.engine.cards, card)).account
         return self.engine.next_sequence - 1, self.balance_fen(account)
+
+    def commit(self, int64_t time_us, bytes payload not None, list steps not None):
+        """Write an event (its message) and its steps, or nothing. A step is (kind, why, debit, credit, card, amount_fen, name as
+        bytes), as yk_step in engine.h has it. EngineFull when there is no room; ValueError for a step that makes no sense."""
+        cdef uint32_t n = len(steps), i
+        cdef yk_step *written = <yk_step *>malloc((n + 1) * sizeof(yk_step))
+        cdef bytes name
+        cdef int error
+        if not written:
+            raise MemoryError
+        try:
+            for i in range(n):
+                kind, why, debit, credit, card, amount_fen, name = steps[i]
+                written[i].kind, written[i].why = kind, why
+                written[i].debit, written[i].credit, written[i].card = debit, credit, card
+                written[i].amount_fen = amount_fen
+                written[i].name = <const uint8_t *>PyBytes_AS_STRING(name)
+                written[i].name_bytes = len(name)
+            error = yk_commit(&self.engine, time_us, <const uint8_t *>PyBytes_AS_STRING(payload), len(payload), written, n)
+        finally:
+            free(written)
+        if error == YK_CORRUPT:
+            raise ValueError("a change names an account or card that is not there, or releases more than is held")
+        _check(error)
+
+    @property
+    def settlement_day(self):
+        """Days since 1970-01-01: the least settlement day of records from now on."""
+        return self.engine.settlement_day
+
+    @settlement_day.setter
+    def settlement_day(self, uint32_t day):
+        if not self.engine.settlement_day <= day <= 0xFFFF:
+            raise ValueError(f"settlement_day: {self.engine.settlement_day} to 65535 is wanted, not {day}")
+        self.engine.settlement_day = day
 
     @property
     def pending_records(self):

@@ -28,6 +28,8 @@ yk_record *yk_begin_record(yk_engine *engine, uint8_t kind, uint8_t result, int6
     record->time_us = time_us;
     record->kind = kind;
     record->result = result;
+    uint32_t day = yk_local_day(time_us);
+    record->settlement_day = (uint16_t)(day > engine->settlement_day ? day : engine->settlement_day);
     record->card = record->terminal = record->debit_account = record->credit_account = YK_NONE;
     return record;
 }
@@ -64,6 +66,13 @@ void yk_move(yk_engine *engine, uint32_t debit, uint32_t credit, int64_t amount_
     record->credit_account = credit;
 }
 
+void yk_deny(yk_engine *engine, yk_card *card, uint8_t reasons, yk_record *record) {
+    card->deny_reasons = record->deny_reasons = reasons;
+    if (!reasons) card->denied_since_s = 0;
+    else if (!card->denied_since_s) card->denied_since_s = (uint32_t)(record->time_us / 1000000);
+    if (reasons) record->flags |= YK_FLAG_DENIED;
+}
+
 static void copy_tap(const yk_tap *tap, yk_record *record) {
     record->card = tap->card;
     record->terminal = tap->terminal;
@@ -88,7 +97,7 @@ static void copy_tap(const yk_tap *tap, yk_record *record) {
     record->city = tap->city;
     record->industry = tap->industry;
     record->direction = tap->direction;
-    record->flags = (uint8_t)((tap->stored ? YK_FLAG_STORED : 0) | (tap->test ? YK_FLAG_TEST : 0));
+    record->flags = (uint8_t)((tap->stored ? YK_FLAG_STORED : 0) | (tap->test ? YK_FLAG_TEST : 0) | (tap->grey ? YK_FLAG_GREY : 0));
 }
 
 /* From here on neither the card's counter nor the terminal's sequence can be used again. */
@@ -144,8 +153,7 @@ void yk_post(yk_engine *engine, const yk_tap *tap, const yk_decision *decision, 
             const yk_account *purse = yk_table_read(&engine->accounts, card->account);
             record->debit_after_fen = purse->balance_fen;
         }
-        if (decision->result == YK_DEBT_BOOKED && !card->denied_since_s) card->denied_since_s = (uint32_t)(time_us / 1000000);
-        if (card->denied_since_s) record->flags |= YK_FLAG_DENIED;
+        yk_deny(engine, card, card->deny_reasons | (decision->result == YK_DEBT_BOOKED ? YK_DENY_DEBT : 0), record);
     }
     /* What a record cannot hold stays whole: a card or terminal that has no slot, another issuer, and transfer data. */
     if (tap->card == YK_NONE || tap->terminal == YK_NONE || other_issuer || tap->keep_message)

@@ -193,8 +193,8 @@ int yk_top_up(yk_engine *engine, uint32_t slot, int64_t amount_fen, int64_t time
     record->card_previous = card->last_sequence;
     card->last_sequence = record->sequence;
     yk_move(engine, YK_ACCOUNT_FUNDING, card->account, amount_fen, record);
-    if (record->credit_after_fen >= 0) card->denied_since_s = 0; /* the debt is paid: off the deny list */
-    if (card->denied_since_s) record->flags |= YK_FLAG_DENIED;
+    int paid = record->credit_after_fen >= 0; /* the debt is */
+    yk_deny(engine, card, card->deny_reasons & (paid ? ~YK_DENY_DEBT : 0xff), record);
     yk_add_payload(engine, record, payload, payload_bytes);
     yk_end_record(engine, record);
     return YK_OK;

@@ -12,13 +12,30 @@ static yk_record record_at(const yk_record *records, uint32_t i) {
     return record;
 }
 
+static int is_registration(const yk_record *record) {
+    return record->kind < YK_RECORD_TAP || record->kind > YK_RECORD_DENY_LIST || record->kind == YK_RECORD_CARD ||
+           record->kind == YK_RECORD_TERMINAL || record->kind == YK_RECORD_OPERATOR;
+}
+
+static int moves(const yk_record *record) {
+    if (record->kind != YK_RECORD_TAP && record->kind != YK_RECORD_TOP_UP && record->kind != YK_RECORD_POSTING) return 0;
+    return record->credit_account != YK_NONE || record->debit_account != YK_NONE;
+}
+
 /* The effects of one record, checked as far as memory safety and the arithmetic of its own posting go. */
-static int replay_record(yk_engine *engine, const yk_record *record) {
+static int replay_record(yk_engine *engine, yk_record *record) {
     uint64_t seed = engine->config.hash_seed;
     if (record->sequence != engine->next_sequence) return YK_CORRUPT;
-    if (record->kind != YK_RECORD_TAP && record->kind != YK_RECORD_TOP_UP) return YK_CORRUPT;
-    int moves = record->credit_account != YK_NONE || record->debit_account != YK_NONE;
-    if (moves) {
+    int is_tap = record->kind == YK_RECORD_TAP;
+    if (is_registration(record)) return YK_CORRUPT;
+    if (record->kind == YK_RECORD_ACCOUNT) {
+        if (record->credit_account != engine->accounts.count || !yk_table_append(&engine->accounts)) return YK_CORRUPT;
+    } else if (record->kind == YK_RECORD_HOLD) {
+        if (record->debit_account >= engine->accounts.count) return YK_CORRUPT;
+        yk_account *account = yk_table_write(&engine->accounts, record->debit_account);
+        account->held_fen += record->amount_fen;
+        if (account->held_fen != record->credit_after_fen) return YK_CORRUPT;
+    } else if (moves(record)) {
         if (record->debit_account >= engine->accounts.count || record->credit_account >= engine->accounts.count) return YK_CORRUPT;
         int64_t *debit = balance_of(engine, record->debit_account);
         *debit -= record->amount_fen;
@@ -31,9 +48,8 @@ static int replay_record(yk_engine *engine, const yk_record *record) {
         if (record->card >= engine->cards.count) return YK_CORRUPT;
         yk_card *card = yk_table_write(&engine->cards, record->card);
         card->last_sequence = record->sequence;
-        if (!(record->flags & YK_FLAG_DENIED)) card->denied_since_s = 0;
-        else if (!card->denied_since_s) card->denied_since_s = (uint32_t)(record->time_us / 1000000);
-        if (record->flags & YK_FLAG_COUNTED) {
+        yk_deny(engine, card, record->deny_reasons ? record->deny_reasons : record->flags & YK_FLAG_DENIED ? YK_DENY_DEBT : 0, record);
+        if (is_tap && record->flags & YK_FLAG_COUNTED) {
             if (record->terminal >= engine->terminals.count) return YK_CORRUPT;
             uint64_t card_key = yk_card_seen_key(record->card, record->atc);
             uint64_t terminal_key = yk_terminal_seen_key(record->terminal, record->terminal_sequence);
@@ -65,8 +81,7 @@ int yk_replay(yk_engine *engine, const yk_record *records, uint32_t n, uint32_t 
 int yk_audit(int64_t *balances, uint32_t accounts, const yk_record *records, uint32_t n, uint32_t *at) {
     for (*at = 0; *at < n; ++*at) {
         yk_record record = record_at(records, *at);
-        if (record.kind != YK_RECORD_TAP && record.kind != YK_RECORD_TOP_UP) continue;
-        if (record.debit_account == YK_NONE && record.credit_account == YK_NONE) continue;
+        if (!moves(&record)) continue;
         if (record.debit_account >= accounts || record.credit_account >= accounts) return YK_CORRUPT;
         balances[record.debit_account] -= record.amount_fen;
         if (balances[record.debit_account] != record.debit_after_fen) return YK_CORRUPT;

@@ -17,7 +17,7 @@ static uint8_t *put_field(uint8_t *out, unsigned field, uint64_t value) {
 static const char *const tap_fields[] = {
     "", "card_number", "issuer_id", "profile", "algorithm_id", "key_version", "key_index", "transaction_type", "amount_fen",
     "amount_due_fen", "chip_balance_before_fen", "chip_balance_after_fen", "atc", "terminal_number", "terminal_sequence",
-    "local_time", "mac", "kind", "line", "stop", "direction", "city", "industry", "rider", "transfer", "test",
+    "local_time", "mac", "kind", "line", "stop", "direction", "city", "industry", "rider", "transfer", "test", "grey",
 };
 
 static uint8_t *put_outcome(uint8_t *out, const yk_outcome *outcome) {
@@ -49,9 +49,9 @@ size_t yk_respond(const yk_outcome *outcomes, uint32_t n, uint8_t *out) {
     return (size_t)(out - start);
 }
 
-uint32_t yk_settlement_date(int64_t time_us) {
+uint32_t yk_date_of_day(uint32_t day_1970) {
     /* Days since 0000-03-01, so that the leap day ends a year; four-century eras, as in the Gregorian calendar. */
-    int64_t days = (time_us / 1000000 + 8 * 3600) / 86400 + 719468;
+    int64_t days = (int64_t)day_1970 + 719468;
     int64_t era = days / 146097;
     uint32_t day_of_era = (uint32_t)(days - era * 146097);
     uint32_t year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36524 - day_of_era / 146096) / 365;
@@ -69,7 +69,7 @@ void yk_outcome_of_record(const yk_record *record, yk_outcome *outcome) {
     outcome->charged_fen = record->amount_fen;
     outcome->balance_after_fen = record->debit_after_fen;
     outcome->sequence = record->sequence;
-    outcome->settlement_date = yk_settlement_date(record->time_us);
+    outcome->settlement_date = yk_date_of_day(yk_settlement_day(record));
     outcome->key_version = record->key_version;
     if (record->result == YK_CONFLICT) outcome->conflicting_sequence = record->conflicting_sequence;
 }

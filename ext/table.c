@@ -44,6 +44,12 @@ static int make_page(yk_table *table, uint32_t page) {
     return 0;
 }
 
+int yk_table_reserve(yk_table *table, uint32_t more) {
+    for (uint32_t slot = 0; slot < more; slot++)
+        if (make_page(table, (table->count + slot) / table->slots_per_page) != 0) return -1;
+    return 0;
+}
+
 void *yk_table_append(yk_table *table) {
     if (make_page(table, table->count / table->slots_per_page) != 0) return NULL;
     return yk_table_write(table, table->count++);

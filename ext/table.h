@@ -30,6 +30,9 @@ typedef struct {
 int yk_table_init(yk_table *table, uint32_t slot_bytes, uint32_t slots_max);
 void yk_table_free(yk_table *table);
 
+/* Memory for `more` slots, so that appending them cannot fail. 0, or -1. */
+int yk_table_reserve(yk_table *table, uint32_t more);
+
 /* Room for one more slot at index `count`, zeroed; NULL when the table is full or memory ran out. Counts it. */
 void *yk_table_append(yk_table *table);
 

@@ -13,6 +13,8 @@ enum {
     YK_ACCEPTED = 1,
     YK_DEBT_BOOKED = 2,
     YK_TEST = 3,
+    YK_GREY = 4,
+    YK_TORN = 5,
     YK_MALFORMED_CARD_NUMBER = 10,
     YK_MALFORMED_ISSUER_ID = 11,
     YK_MALFORMED_PROFILE = 12,
@@ -43,7 +45,18 @@ enum {
 };
 
 /* Kinds of journal record. */
-enum { YK_RECORD_TAP = 1, YK_RECORD_TOP_UP = 2, YK_RECORD_CARD = 3, YK_RECORD_TERMINAL = 4, YK_RECORD_OPERATOR = 5 };
+enum {
+    YK_RECORD_TAP = 1,
+    YK_RECORD_TOP_UP = 2,
+    YK_RECORD_CARD = 3,
+    YK_RECORD_TERMINAL = 4,
+    YK_RECORD_OPERATOR = 5,
+    YK_RECORD_ACCOUNT = 6,   /* a named account was opened */
+    YK_RECORD_POSTING = 7,   /* money moved; `transaction_type` says why (PostingKind in core/types.py) */
+    YK_RECORD_HOLD = 8,      /* `amount_fen` more (or, negative, less) of the debit account is held; `credit_after_fen`: held after */
+    YK_RECORD_EVENT = 9,     /* what was asked, and what it changed beside the ledger: a message */
+    YK_RECORD_DENY_LIST = 10 /* a card came onto the deny list or left it; `deny_reasons`: why it is there now */
+};
 
 /* Flags of a journal record. */
 enum {
@@ -52,6 +65,16 @@ enum {
     YK_FLAG_FRAUD = 4,        /* a card counter seen before, with another MAC or at another terminal */
     YK_FLAG_DENIED = 8,       /* after this record the card is on the deny list */
     YK_FLAG_COUNTED = 16,     /* the tap used up its card counter and terminal sequence */
+    YK_FLAG_GREY = 32,        /* the terminal did not see the card's answer */
+    YK_FLAG_LINKED = 64,      /* stands or falls with the record after it */
+};
+
+/* Why a card is on the deny list: a set. */
+enum {
+    YK_DENY_DEBT = 1,         /* a stored tap that the balance did not cover; a payment that covers it lifts this */
+    YK_DENY_LOSS = 2,         /* reported lost */
+    YK_DENY_FROZEN = 4,
+    YK_DENY_CANCELLED = 8,
 };
 
 #define YK_NONE UINT32_MAX /* "no such slot": card, terminal or account */
@@ -93,6 +116,7 @@ typedef struct {
     uint8_t industry;
     uint8_t rider;
     uint8_t test;
+    uint8_t grey;
     uint8_t keep_message; /* it says more than a record holds: its message goes into the journal whole */
 
     uint8_t result;        /* decode: YK_MALFORMED_…, else YK_UNDECIDED */
@@ -152,7 +176,9 @@ typedef struct {
     uint16_t city;
     uint8_t industry;
     uint8_t direction;
-    uint32_t reserved;
+    uint16_t settlement_day;  /* days from 1970-01-01 to its settlement date; 0 in format 1: the UTC+8 day of time_us */
+    uint8_t deny_reasons;     /* of the card, after this record; in format 1 the flag YK_FLAG_DENIED stands for YK_DENY_DEBT */
+    uint8_t reserved;
 } yk_record;
 
 _Static_assert(sizeof(yk_record) == 128, "a journal record is 128 bytes");
@@ -173,7 +199,13 @@ typedef struct {
     uint8_t reserved[6];
 } yk_outcome;
 
-/* The settlement date of a journal time: its day in UTC+8, YYYYMMDD. */
-uint32_t yk_settlement_date(int64_t time_us);
+/* The day of a journal time in UTC+8: days since 1970-01-01. */
+static inline uint32_t yk_local_day(int64_t time_us) { return (uint32_t)((time_us / 1000000 + 8 * 3600) / 86400); }
+/* Days since 1970-01-01 as a date, YYYYMMDD. */
+uint32_t yk_date_of_day(uint32_t day);
+/* The settlement day of a record. */
+static inline uint32_t yk_settlement_day(const yk_record *record) {
+    return record->settlement_day ? record->settlement_day : yk_local_day(record->time_us);
+}
 
 #endif

@@ -394,10 +394,10 @@ class Harness:
 
     def list_transactions(self, card_number: str, page_size: int = 7) -> list[account_service_pb2.Transaction]:
         """All durable transactions of a card, newest first, page by page."""
-        slot, start = commands.newest_of_card(self.memory, card_number)
+        slot, start, purses = commands.newest_of_card(self.memory, card_number)
         found: list[account_service_pb2.Transaction] = []
         while True:
-            page, token = queries.list_transactions(self.journal, slot, start, page_size)
+            page, token = queries.list_transactions(self.journal, slot, purses, start, page_size)
             found += [transaction for transaction, _ in page]
             if not token:
                 return found

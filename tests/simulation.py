@@ -235,7 +235,9 @@ class Model:
         if key_set is None:
             return Result.UNKNOWN_KEY
         if tap.mac != reference_mac(tap, key_set):
-            return Result.MAC_MISMATCH
+            if tap.profile == 1 and tap.mac == b"\xff" * 4:
+                return Result.TORN
+            return Result.GREY if tap.profile == 1 and tap.grey else Result.MAC_MISMATCH
         return None
 
     @staticmethod
@@ -462,7 +464,7 @@ class Workload:
     def _spoil(self, tap: Tap) -> None:
         """Something is wrong with the tap, after its card has answered."""
         chance = self.chance
-        match chance.randrange(7):
+        match chance.randrange(9):
             case 0 | 1:
                 field, value = chance.choice(MALFORMED)
                 setattr(tap, field, value)
@@ -470,6 +472,11 @@ class Workload:
                 tap.mac = chance.randbytes(4)
             case 3:
                 tap.amount_fen ^= 1
+            case 7:
+                tap.mac = b"\xff" * 4
+            case 8:
+                tap.grey = True
+                tap.mac = chance.choice((bytes(4), tap.mac))
             case 4:
                 tap.algorithm_id = 0
             case 5:

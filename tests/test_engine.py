@@ -591,6 +591,8 @@ STEPS: tuple[Step, ...] = (
     Step(Result.ALGORITHM_UNSUPPORTED,      lambda tap: tap.update(algorithm_id=0)),
     Step(Result.ISSUER_MISMATCH,            lambda tap: tap.update(issuer_id=OTHER_ISSUER)),
     Step(Result.UNKNOWN_KEY,                lambda tap: tap.update(key_version=9)),
+    Step(Result.TORN,                       lambda tap: tap.update(mac=b"\xff\xff\xff\xff", profile=1), late=True),
+    Step(Result.GREY,                       lambda tap: tap.update(mac=b"\0\1\2\3", profile=1, grey=True), late=True),
     Step(Result.MAC_MISMATCH,               lambda tap: tap.update(mac=b"\0\1\2\3"), late=True),
     Step(Result.CARD_EXPIRED,               lambda tap: tap.update(card_number=_with(tap, OLD))),
     Step(Result.CARD_DENIED,                lambda tap: tap.update(card_number=_with(tap, DEBTOR))),
@@ -856,7 +858,7 @@ def _twins() -> tuple[Engine, Engine, bytes]:
 CORRUPTIONS: tuple[tuple[str, int, str, Callable[[Any], Any]], ...] = (
     # what                               record  field               value
     ("a sequence that is not next",          0,  "sequence",         lambda value: value + 1),
-    ("a kind that nobody knows",             0,  "kind",             lambda value: 9),
+    ("a kind that nobody knows",             0,  "kind",             lambda value: 11),
     ("a registration",                       0,  "kind",             lambda value: RecordKind.CARD),
     ("another amount",                       0,  "amount_fen",       lambda value: value + 1),
     ("another balance of the debit side",    1,  "debit_after_fen",  lambda value: value + 1),

@@ -118,7 +118,7 @@ def test_fraud_cases(metrics: Metrics) -> None:
 
 
 def test_values_that_have_no_name_are_counted_as_unknown(metrics: Metrics) -> None:
-    array = outcomes((0, "bus"), (4, "bus"), (255, "bus"), (1, "bus"), (1, "bus"))
+    array = outcomes((0, "bus"), (9, "bus"), (255, "bus"), (1, "bus"), (1, "bus"))
     array["terminal_kind"][3:] = 12, 255
     metrics.on_taps(array)
     assert value(metrics, "yikatong_taps_total", result="UNKNOWN", terminal_kind="bus") == 3

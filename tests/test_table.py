@@ -204,7 +204,7 @@ def test_thaw_at_any_moment(seed: int) -> None:
         engine.thaw()
         assert all(engine.seen_in_memory(key, 0)[0] == sequence for key, sequence in writer.counters[0].items())
     expected, photograph, album = contents(engine), engine.freeze(), {}
-    pages_of = {"cards": 256, "accounts": 2_048, "terminals": 512}
+    pages_of = {"cards": 256, "accounts": 1_024, "terminals": 512}
     assert photograph["pages"] == {table: -(-engine.counts[table] // slots) for table, slots in pages_of.items()}
     copy_pages(engine, places(photograph, chance), album)
     assert as_dicts(engine.frozen_seen()) == writer.counters
