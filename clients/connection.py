@@ -13,6 +13,7 @@ from yikatong.v1 import (
     account_service_pb2_grpc,
     card_service_pb2_grpc,
     clearing_service_pb2_grpc,
+    deny_list_service_pb2_grpc,
     tap_service_pb2_grpc,
     terminal_service_pb2_grpc,
 )
@@ -44,6 +45,7 @@ class Connection:
         self.accounts = account_service_pb2_grpc.AccountServiceStub(self.channel)
         self.cards = card_service_pb2_grpc.CardServiceStub(self.channel)
         self.terminals = terminal_service_pb2_grpc.TerminalServiceStub(self.channel)
+        self.deny_list = deny_list_service_pb2_grpc.DenyListServiceStub(self.channel)
         self.clearing = clearing_service_pb2_grpc.ClearingServiceStub(self.channel)
 
     def close(self) -> None:

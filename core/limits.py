@@ -5,6 +5,8 @@ from typing import Final
 # ---- requests ----
 REQUEST_ITEMS_MAX: Final = 8_192  # taps, cards, terminals or top-ups in one request: one group commit's worth
 REQUEST_BYTES_MAX: Final = 4 << 20  # 8,192 taps of 300 bytes are 2.4 MiB; a tap is 110 to 200
+DENY_PAGE_SIZE_DEFAULT: Final = 1_000
+DENY_PAGE_SIZE_MAX: Final = 10_000  # some milliseconds of the writer's thread; 400 KiB
 PAGE_SIZE_DEFAULT: Final = 100
 PAGE_SIZE_MAX: Final = 1_000  # one journal look-up each: a page stays below some milliseconds
 ACCOUNT_NAME_BYTES_MAX: Final = 200  # with its prefix; a document's key

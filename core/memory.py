@@ -57,6 +57,7 @@ class Photograph(NamedTuple):
     top_ups: dict[bytes, TopUpDone]
     documents: Layer
     settlement_day: int
+    denials: tuple[bytes, int, int]  # changes of the deny list, after which sequence all are there, version
 
 
 class Memory:
@@ -189,6 +190,10 @@ class Memory:
         self._operators_saved = len(self.operators)
         self.terminal_accounts = [self.engine.terminal(slot)["account"] for slot in range(meta["counts"]["terminals"])]
         self.engine.settlement_day = meta["settlement_day"]
+        try:
+            self.engine.restore_denials(state.get("meta", b"denials") or b"", meta["denials_after"], meta["deny_version"])
+        except EngineFault as fault:
+            raise Damaged(f"{self.directory.state.path}: {fault}") from fault
         self.checkpoint_sequence = meta["sequence"]
 
     def _replay(self, entry: Entry) -> None:
@@ -256,6 +261,7 @@ class Memory:
             self.top_ups_frozen,
             self.documents.freeze(),
             self.engine.settlement_day,
+            (self.engine.denials().tobytes(), self.engine.denials_after, self.engine.deny_version),
         )
 
     def write_checkpoint(self, photograph: Photograph, head: bytes) -> None:
@@ -278,9 +284,11 @@ class Memory:
             add_segment(writer, segments, CARDS, card_keys, card_sequences)
             add_segment(writer, segments, TERMINALS, terminal_keys, terminal_sequences)
             del segments
+            denials, denials_after, deny_version = photograph.denials
+            writer.put("meta", b"denials", denials)
             meta = {
                 "format": FORMAT, "sequence": photograph.sequence, "head": head.hex(), "counts": photograph.counts,
-                "settlement_day": photograph.settlement_day,
+                "settlement_day": photograph.settlement_day, "denials_after": denials_after, "deny_version": deny_version,
             }  # fmt: skip
             writer.put("meta", b"checkpoint", json.dumps(meta).encode())
 

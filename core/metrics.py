@@ -65,6 +65,7 @@ COMMIT_SECONDS: Final = (
 )  # fmt: skip
 COMMIT_RECORDS: Final = tuple(4**power for power in range(8))
 assert COMMIT_RECORDS[-1] == limits.GROUP_TAPS_MAX
+DENY_SECONDS: Final = (0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 300.0, 900.0, 3600.0, 6 * 3600.0, 86_400.0)
 CHECKPOINT_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 KINDS: Final = tuple(
@@ -355,6 +356,24 @@ class Metrics(Observer):
             registry=registry,
         )
 
+        self._deny_seconds = Histogram(
+            "yikatong_deny_list_delay_seconds",
+            "From the report of a loss (or the order to deny) to the list that holds the card.",
+            buckets=DENY_SECONDS,
+            registry=registry,
+        )
+        self._deny_fetch_seconds = Histogram(
+            "yikatong_deny_list_fetch_seconds",
+            "From a card's coming onto the list to a terminal's fetching that change.",
+            buckets=DENY_SECONDS,
+            registry=registry,
+        )
+        self._deny_list: Callable[[], tuple[int, int]] = lambda: (0, 0)
+        Gauge("yikatong_deny_list_cards", "Cards on the deny list.", registry=registry).set_function(lambda: self._deny_list()[0])
+        Gauge("yikatong_deny_list_version", "Sequence number of the deny list's last change.", registry=registry).set_function(
+            lambda: self._deny_list()[1]
+        )
+
         self._serving = Gauge("yikatong_serving", "1 while the core takes work, else 0.", registry=registry)
         self._phase = Enum(
             "yikatong_phase", "What the core is doing.", states=[phase.value for phase in Phase], registry=registry
@@ -366,6 +385,21 @@ class Metrics(Observer):
         )
         running = Info("yikatong_build", "The version that runs.", registry=registry)
         running.info({"version": _version(), **(build or {})})
+
+    # ---- the deny list ----
+
+    def watch_deny_list(self, deny_list: Callable[[], tuple[int, int]]) -> None:
+        """Where to ask for the number of cards on the deny list and its version."""
+        self._deny_list = deny_list
+
+    def on_card_denied(self, seconds: float) -> None:
+        """A card came onto the list so long after it was reported."""
+        self._deny_seconds.observe(max(seconds, 0.0))
+
+    def on_denials_fetched(self, seconds: Sequence[float]) -> None:
+        """A terminal fetched changes, so long after they were made."""
+        for each in seconds:
+            self._deny_fetch_seconds.observe(max(each, 0.0))
 
     # ---- the doors ----
 

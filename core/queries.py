@@ -13,20 +13,31 @@ from yikatong.v1 import account_service_pb2, tap_service_pb2
 TOKEN_VERSION: Final = b"1"
 
 
-def page_token(card: int, sequence: int) -> str:
-    """An opaque token: which card, and the sequence to go on from."""
-    return base64.urlsafe_b64encode(TOKEN_VERSION + card.to_bytes(4, "big") + sequence.to_bytes(8, "big")).decode()
+def page_token(place: bytes, of: bytes) -> str:
+    """An opaque token: the place to go on from, in the list of something."""
+    return base64.urlsafe_b64encode(TOKEN_VERSION + of + place).decode()
 
 
-def parse_page_token(token: str, card: int) -> int:
-    """The sequence in a token. Raises InvalidRequest when it is none of ours or of another card."""
+def parse_page_token(token: str, of: bytes, place_bytes: int) -> bytes:
+    """The place in a token. Raises InvalidRequest when it is none of ours or of another list."""
     try:
         raw = base64.b64decode(token, altchars=b"-_", validate=True)
     except ValueError:
         raw = b""
-    if len(raw) != 13 or raw[:1] != TOKEN_VERSION or int.from_bytes(raw[1:5], "big") != card:
+    head = TOKEN_VERSION + of
+    if len(raw) != len(head) + place_bytes or not raw.startswith(head):
         raise InvalidRequest("page_token", "is not a token of this list")
-    return int.from_bytes(raw[5:], "big")
+    return raw[len(head) :]
+
+
+def transactions_token(card: int, sequence: int) -> str:
+    """A token of ListTransactions: the card's slot, and the sequence to go on from."""
+    return page_token(sequence.to_bytes(8, "big"), card.to_bytes(4, "big"))
+
+
+def parse_transactions_token(token: str, card: int) -> int:
+    """The sequence in a token of ListTransactions."""
+    return int.from_bytes(parse_page_token(token, card.to_bytes(4, "big"), 8), "big")
 
 
 def page_size(asked: int) -> int:
@@ -65,7 +76,7 @@ def list_transactions(
                 raise InvalidRequest("page_token", "is not a token of this list")
             found.append((_transaction(record, purses), int(record["terminal"])))
             sequence = int(record["card_previous"])
-    return found, page_token(card, sequence) if sequence else ""
+    return found, transactions_token(card, sequence) if sequence else ""
 
 
 def _transaction(record: Any, purses: set[int]) -> account_service_pb2.Transaction:

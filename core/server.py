@@ -154,6 +154,7 @@ class Server:
 
     async def _listen(self, tls: ssl.SSLContext | None) -> None:
         settings = self.settings
+        self.metrics.watch_deny_list(lambda: self.core.deny_list)
         self._grpc.add_generic_rpc_handlers(Service(self.core, self.metrics).handlers())
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         names = [*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME, "grpc.reflection.v1.ServerReflection"]

@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
-from yikatong.core import commands, limits, queries
+from yikatong.core import commands, deny_list, limits, queries
 from yikatong.core.clear import clear
 from yikatong.core.errors import DeadlineOver, InvalidRequest, Overloaded, YikatongError
 from yikatong.core.memory import Memory
@@ -26,6 +26,7 @@ from yikatong.v1 import (
     account_service_pb2,
     card_service_pb2,
     clearing_service_pb2,
+    deny_list_service_pb2,
     tap_service_pb2,
     terminal_service_pb2,
 )
@@ -38,7 +39,14 @@ Request = TypeVar("Request", bound=Message)
 
 SERVICES: Final = [
     descriptor.full_name
-    for module in (tap_service_pb2, account_service_pb2, card_service_pb2, terminal_service_pb2, clearing_service_pb2)
+    for module in (
+        tap_service_pb2,
+        account_service_pb2,
+        card_service_pb2,
+        terminal_service_pb2,
+        clearing_service_pb2,
+        deny_list_service_pb2,
+    )
     for descriptor in module.DESCRIPTOR.services_by_name.values()
 ]
 """Full names of all services."""
@@ -102,6 +110,11 @@ class Service:
             "yikatong.v1.TerminalService": {
                 "RegisterTerminals": self._command(terminal_service_pb2.RegisterTerminalsRequest, commands.register_terminals),
                 "GetTerminal": self._command(terminal_service_pb2.GetTerminalRequest, commands.get_terminal),
+            },
+            "yikatong.v1.DenyListService": {
+                "DenyCard": self.deny_card,
+                "AllowCard": self._command(deny_list_service_pb2.AllowCardRequest, deny_list.allow_card),
+                "GetDenyList": self.get_deny_list,
             },
             "yikatong.v1.ClearingService": {
                 "GetOperatorTotals": self.get_operator_totals,
@@ -182,6 +195,29 @@ class Service:
         response: bytes = await self._submit(Work(request=request, stored=True, deadline=deadline))
         return response
 
+    async def deny_card(self, request: bytes, deadline: float | None) -> bytes:
+        """DenyListService.DenyCard."""
+        arrived_s = time.time()
+        message = parse(deny_list_service_pb2.DenyCardRequest, request)
+        response: deny_list_service_pb2.DenyCardResponse = await self._submit(
+            Work(command=lambda memory, time_us: deny_list.deny_card(memory, message, time_us), deadline=deadline)
+        )
+        if response.reasons and not response.duplicate:
+            reported_s = message.reported_time_us / 1e6 if message.reported_time_us else arrived_s
+            self._metrics.on_card_denied(time.time() - reported_s)
+        return response.SerializeToString()
+
+    async def get_deny_list(self, request: bytes, deadline: float | None) -> bytes:
+        """DenyListService.GetDenyList."""
+        message = parse(deny_list_service_pb2.GetDenyListRequest, request)
+        response: deny_list_service_pb2.GetDenyListResponse = await self._submit(
+            Work(command=lambda memory, time_us: deny_list.get_deny_list(memory, message, time_us), deadline=deadline)
+        )
+        if response.kind == deny_list.DELTA:
+            now_s = time.time()
+            self._metrics.on_denials_fetched([now_s - entry.denied_since_s for entry in response.entries if entry.reasons])
+        return response.SerializeToString()
+
     # ---- beside it ----
 
     async def get_tap(self, request: bytes, deadline: float | None) -> bytes:
@@ -204,7 +240,7 @@ class Service:
         message = parse(account_service_pb2.ListTransactionsRequest, request)
         size = queries.page_size(message.page_size)
         card, newest, purses = await self._ask(lambda memory: commands.newest_of_card(memory, message.card_number), deadline)
-        start = queries.parse_page_token(message.page_token, card) if message.page_token else newest
+        start = queries.parse_transactions_token(message.page_token, card) if message.page_token else newest
         found, token = await asyncio.to_thread(queries.list_transactions, self._core.journal, card, purses, start, size)
         await self._ask(lambda memory: _name_terminals(memory, found), deadline)
         response = account_service_pb2.ListTransactionsResponse(

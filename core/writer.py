@@ -174,6 +174,11 @@ class Core:
         sizes: dict[str, int] = self._memory.engine.memory_bytes()
         return sizes
 
+    @property
+    def deny_list(self) -> tuple[int, int]:
+        """How many cards are on the deny list, and its version."""
+        return self._memory.engine.denied_cards, self._memory.engine.deny_version
+
     def submit(self, work: Work) -> None:
         """Queue work; `deliver` will get it. Raises Overloaded or Unavailable at once instead."""
         if self._phase is not Phase.SERVING:

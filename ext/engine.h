@@ -44,6 +44,17 @@ _Static_assert(sizeof(yk_terminal) == 32, "two terminals a cache line");
 
 enum { YK_ACCOUNT_FUNDING = 0 }; /* where top-ups come from; its balance is minus all money in the system */
 
+/* One change of the deny list. */
+typedef struct {
+    uint64_t sequence;
+    uint32_t card;
+    uint32_t since_s; /* of the card, after the change; 0: it left the list */
+    uint8_t reasons;
+    uint8_t reserved[7];
+} yk_denial;
+
+enum { YK_DENIALS = 1 << 16 }; /* changes that are remembered; whoever is further behind gets the whole list */
+
 /* A card's issuer or master key, as the taps' key version and index name it. */
 typedef struct {
     uint8_t issuer_id[8];
@@ -71,6 +82,11 @@ typedef struct {
     yk_record *ring;
     uint64_t ring_first;     /* the ring holds nothing from before this sequence */
     uint64_t next_sequence;
+    yk_denial *denials;      /* ring of the newest changes of the deny list */
+    uint64_t denial_count;   /* ever put into it */
+    uint64_t denials_after;  /* all changes after this sequence are in it */
+    uint64_t deny_version;   /* sequence of the list's last change */
+    uint32_t denied_cards;   /* how many are on the list */
     uint32_t settlement_day; /* records get this settlement day or, when it is later, the day of their time */
     yk_key *keys;
     uint32_t key_count;
@@ -174,7 +190,10 @@ int yk_reserve(yk_engine *engine, uint32_t records, uint64_t payload_bytes);
 yk_record *yk_begin_record(yk_engine *engine, uint8_t kind, uint8_t result, int64_t time_us);
 void yk_add_payload(yk_engine *engine, yk_record *record, const uint8_t *bytes, uint32_t n);
 void yk_end_record(yk_engine *engine, const yk_record *record);
+/* deny.c: set why a card is on the deny list, in its slot and in its record, and remember the change. */
 void yk_deny(yk_engine *engine, yk_card *card, uint8_t reasons, yk_record *record);
+/* After pages were restored: count the cards on the list. */
+void yk_recount_denied(yk_engine *engine);
 void yk_move(yk_engine *engine, uint32_t debit, uint32_t credit, int64_t amount_fen, yk_record *record);
 
 static inline uint64_t yk_card_hash(const yk_engine *engine, const yk_card_number *number) {

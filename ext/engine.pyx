@@ -107,6 +107,13 @@ cdef extern from "engine.h":
         uint32_t account
         uint8_t number[6]
         uint8_t kind
+    ctypedef struct yk_denial:
+        uint64_t sequence
+        uint32_t card
+        uint32_t since_s
+        uint8_t reasons
+    enum: YK_DENIALS
+    void yk_recount_denied(yk_engine *engine) nogil
     ctypedef struct yk_engine_config:
         uint32_t cards_max
         uint32_t accounts_max
@@ -123,6 +130,9 @@ cdef extern from "engine.h":
         yk_record *ring
         uint64_t ring_first
         uint64_t next_sequence
+        yk_denial *denials
+        uint64_t denial_count, denials_after, deny_version
+        uint32_t denied_cards
         uint32_t settlement_day
         uint32_t key_count
         yk_record *group
@@ -182,6 +192,14 @@ OUTCOME = np.dtype({
     "formats": ["<i8", "<i8", "<u8", "<u8", "<u4", "u1", "u1", "u1", "u1", "u1", "u1"],
     "offsets": [0, 8, 16, 24, 32, 36, 37, 38, 39, 40, 41],
     "itemsize": sizeof(yk_outcome),
+})
+
+
+DENIAL = np.dtype({
+    "names": ["sequence", "card", "since_s", "reasons"],
+    "formats": ["<u8", "<u4", "<u4", "u1"],
+    "offsets": [0, 8, 12, 16],
+    "itemsize": sizeof(yk_denial),
 })
 
 
@@ -346,6 +364,59 @@ cdef class Engine:
         if issuer_id.shape[0] != 8 or key.shape[0] != 16:
             raise ValueError("issuer_id has 8 bytes, key has 16")
         _check(yk_engine_add_key(&self.engine, &issuer_id[0], version, index, &key[0]))
+
+    # ---- the deny list ----
+
+    @property
+    def denied_cards(self):
+        """How many cards are on the deny list."""
+        return self.engine.denied_cards
+
+    @property
+    def deny_version(self):
+        """Sequence of the deny list's last change; 0: it never changed."""
+        return self.engine.deny_version
+
+    @property
+    def denials_after(self):
+        """All changes of the deny list after this sequence are remembered."""
+        return self.engine.denials_after
+
+    def denials(self):
+        """The newest changes of the deny list, oldest first: array of DENIAL."""
+        cdef uint64_t kept = min(self.engine.denial_count, <uint64_t>YK_DENIALS), i
+        changes = np.zeros(kept, DENIAL)
+        cdef uint8_t[::1] out = changes.view(np.uint8)
+        for i in range(kept):
+            memcpy(&out[i * sizeof(yk_denial)],
+                   &self.engine.denials[(self.engine.denial_count - kept + i) % YK_DENIALS], sizeof(yk_denial))
+        return changes
+
+    def restore_denials(self, const uint8_t[::1] changes not None, uint64_t after, uint64_t version):
+        """What a checkpoint kept of `denials`, `denials_after` and `deny_version`."""
+        cdef Py_ssize_t n = changes.shape[0] // sizeof(yk_denial)
+        if changes.shape[0] % sizeof(yk_denial) or n > YK_DENIALS:
+            raise EngineFault(f"the deny list's changes have {changes.shape[0]} bytes")
+        if n:
+            memcpy(self.engine.denials, &changes[0], changes.shape[0])
+        self.engine.denial_count = n
+        self.engine.denials_after, self.engine.deny_version = after, version
+
+    def denied(self, uint32_t start, uint32_t most):
+        """Up to `most` cards on the deny list, from a slot on: their slots, and the slot to go on from (0: that was all)."""
+        cdef uint32_t slot, count = self.engine.cards.count, n = 0
+        slots = np.empty(most, np.uint32)
+        cdef uint32_t[::1] out = slots
+        with nogil:
+            for slot in range(start, count):
+                if (<const yk_card *>yk_table_read(&self.engine.cards, slot)).deny_reasons:
+                    if n == most:
+                        break
+                    out[n] = slot
+                    n += 1
+            else:
+                slot = 0
+        return slots[:n].tolist(), slot
 
     # ---- the stages of a batch ----
 
@@ -847,6 +918,7 @@ cdef class Engine:
                     raise EngineFault(f"page {page} of {name} is missing")
             table.count = count
         self.engine.next_sequence = self.engine.ring_first = sequence + 1
+        yk_recount_denied(&self.engine)
         _check(yk_reindex(&self.engine))
 
     def replay(self, const uint8_t[::1] records not None):

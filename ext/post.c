@@ -66,13 +66,6 @@ void yk_move(yk_engine *engine, uint32_t debit, uint32_t credit, int64_t amount_
     record->credit_account = credit;
 }
 
-void yk_deny(yk_engine *engine, yk_card *card, uint8_t reasons, yk_record *record) {
-    card->deny_reasons = record->deny_reasons = reasons;
-    if (!reasons) card->denied_since_s = 0;
-    else if (!card->denied_since_s) card->denied_since_s = (uint32_t)(record->time_us / 1000000);
-    if (reasons) record->flags |= YK_FLAG_DENIED;
-}
-
 static void copy_tap(const yk_tap *tap, yk_record *record) {
     record->card = tap->card;
     record->terminal = tap->terminal;

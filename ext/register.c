@@ -10,7 +10,8 @@ int yk_engine_init(yk_engine *engine, const yk_engine_config *config) {
     engine->config = *config;
     engine->next_sequence = engine->ring_first = 1;
     engine->ring = calloc(config->ring_records, sizeof *engine->ring);
-    if (!engine->ring || yk_table_init(&engine->cards, sizeof(yk_card), config->cards_max) != 0 ||
+    engine->denials = calloc(YK_DENIALS, sizeof *engine->denials);
+    if (!engine->ring || !engine->denials || yk_table_init(&engine->cards, sizeof(yk_card), config->cards_max) != 0 ||
         yk_table_init(&engine->accounts, sizeof(yk_account), config->accounts_max) != 0 ||
         yk_table_init(&engine->terminals, sizeof(yk_terminal), config->terminals_max) != 0 ||
         yk_slots_init(&engine->card_index, INDEX_CAPACITY_MIN) != 0 ||
@@ -32,6 +33,7 @@ void yk_engine_free(yk_engine *engine) {
     if (engine->keys) yk_wipe(engine->keys, engine->key_count * sizeof *engine->keys);
     free(engine->keys);
     free(engine->ring);
+    free(engine->denials);
     free(engine->group);
     free(engine->payload);
     memset(engine, 0, sizeof *engine);

@@ -401,4 +401,4 @@ class Harness:
             found += [transaction for transaction, _ in page]
             if not token:
                 return found
-            start = queries.parse_page_token(token, slot)
+            start = queries.parse_transactions_token(token, slot)
