@@ -127,6 +127,7 @@ setup(
         [
             extension("ext/sm4", SM4),
             extension("ext/engine", ENGINE + SM4),
+            extension("ext/fares", ["ext/price.c"]),
             extension("bench/openssl_mac", ["bench/openssl_evp.c"]),
             *http2_extensions(),
         ],

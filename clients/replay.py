@@ -1,7 +1,6 @@
 """Replay published tap records against a server: register, fund, tap, upload, clear, compare with the file's own totals."""
 
 import hashlib
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,9 +9,11 @@ from typing import Any, Final, TypeVar
 from yikatong.clients.card import sign
 from yikatong.clients.connection import Connection, call
 from yikatong.clients.counters import Counters
-from yikatong.clients.taps_csv import BUS, METRO_ENTRY, METRO_EXIT, TapRecord
+from yikatong.clients.pricing import Key, PriceReport, Pricing, compare, line_number, stop_number
+from yikatong.clients.taps_csv import BUS, TAP_KINDS, TapRecord
 from yikatong.core.errors import YikatongError
 from yikatong.core.keys import KeySet
+from yikatong.core.rules.compile import Compiled
 from yikatong.v1 import (
     account_service_pb2,
     card_service_pb2,
@@ -23,12 +24,6 @@ from yikatong.v1 import (
 )
 
 BATCH: Final = 2_000  # items a request: a good deal below the limit, so that the progress bar moves
-KINDS: Final = {
-    METRO_ENTRY: tap_service_pb2.TAP_KIND_ENTRY,
-    METRO_EXIT: tap_service_pb2.TAP_KIND_EXIT,
-    BUS: tap_service_pb2.TAP_KIND_SINGLE,
-}
-INDUSTRY_METRO, INDUSTRY_BUS = 1, 2
 
 Advance = Callable[[str, int, int], None]  # what is being done, how much is done, of how much
 Item = TypeVar("Item")
@@ -40,14 +35,17 @@ class ReplayFailed(YikatongError):
 
 @dataclass
 class ReplayReport:
-    """What came of a replay. `operators` are the server's cleared totals for these taps: (operator, taps, amount in fen)."""
+    """What came of a replay. `operators` are the server's cleared totals for these taps: (operator, taps, amount in fen);
+    `expected` are the same totals worked out from the file alone: of what it says was deducted, or with --price of what the
+    tariff makes of it."""
 
     records: int = 0
     accepted: int = 0
     duplicates: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     operators: list[tuple[str, int, int]] = field(default_factory=list)
-    expected: list[tuple[str, int, int]] = field(default_factory=list)  # the same, worked out from the file
+    expected: list[tuple[str, int, int]] = field(default_factory=list)
+    price: PriceReport | None = None  # with --price
     journal_records: int = 0
     imbalance_fen: int = 0
 
@@ -57,7 +55,7 @@ class ReplayReport:
 
     @property
     def agrees(self) -> bool:
-        """The server's totals are the file's own, to the fen."""
+        """The server's totals are those expected, to the fen."""
         return self.operators == self.expected
 
     def as_json(self) -> dict[str, Any]:
@@ -74,7 +72,7 @@ class ReplayReport:
             "journal_records": self.journal_records,
             "balanced": self.imbalance_fen == 0,
             "agrees_with_file": self.agrees,
-        }
+        } | (self.price.as_json() if self.price else {})
 
 
 def _batches(items: Sequence[Item], what: str, advance: Advance) -> Iterator[Sequence[Item]]:
@@ -95,29 +93,47 @@ def result_name(result: int) -> str:
     return result_pb2.Result.Name(result).removeprefix("RESULT_")
 
 
-def file_totals(records: Iterable[TapRecord]) -> list[tuple[str, int, int]]:
-    """Taps and fen per operator, repeated records counted once, in order of operator."""
+def unique_taps(records: Iterable[TapRecord]) -> list[TapRecord]:
+    """Each tap once: the first of records that are the same tap."""
+    return list({record.key: record for record in reversed(list(records))}.values())[::-1]
+
+
+def published_fen(records: Iterable[TapRecord]) -> dict[Key, int]:
+    """What the file says was deducted, by tap."""
+    return {record.key: record.deal_money_fen for record in unique_taps(records)}
+
+
+def file_totals(records: Iterable[TapRecord], charges_fen: dict[Key, int] | None = None) -> list[tuple[str, int, int]]:
+    """Taps and fen per operator, repeated records counted once, in order of operator. What each tap is charged is `charges_fen`,
+    or what the file says."""
     taps: Counter[str] = Counter()
     amounts: Counter[str] = Counter()
-    for record in {record.key: record for record in reversed(list(records))}.values():
+    for record in unique_taps(records):
         taps[record.company] += 1
-        amounts[record.company] += record.deal_money_fen
+        amounts[record.company] += record.deal_money_fen if charges_fen is None else charges_fen[record.key]
     return sorted((operator, count, amounts[operator]) for operator, count in taps.items())
 
 
-def _register(
-    connection: Connection,
-    records: list[TapRecord],
-    numbers: dict[tuple[str, str], bytes],
-    key_set: KeySet,
-    advance: Advance,
+def _register_cards(connection: Connection, riders: dict[str, int], key_set: KeySet, advance: Advance) -> dict[str, int]:
+    """Register cards with their rider categories (0: none). A card that the server knows already keeps the category that it has
+    there; the categories in force are returned."""
+    in_force = dict(riders)
+    for batch in _batches(sorted(riders), "registering cards", advance):
+        cards = [card_service_pb2.Card(card_number=card, issuer_id=key_set.issuer_id, rider=riders[card]) for card in batch]  # type: ignore[arg-type]
+        answers = call(connection.cards.RegisterCards, card_service_pb2.RegisterCardsRequest(cards=cards)).registrations
+        for answer, card in zip(answers, batch, strict=True):
+            if answer.result == result_pb2.RESULT_CONFLICT:
+                known = call(connection.cards.GetCard, card_service_pb2.GetCardRequest(card_number=card)).card
+                if known.issuer_id == key_set.issuer_id:
+                    answer.result = result_pb2.RESULT_ACCEPTED
+                    in_force[card] = known.rider or riders[card]
+        _check(answers, batch, "card")
+    return in_force
+
+
+def _register_terminals(
+    connection: Connection, records: list[TapRecord], numbers: dict[tuple[str, str], bytes], advance: Advance
 ) -> None:
-    cards = sorted({record.card_number for record in records})
-    for batch in _batches(cards, "registering cards", advance):
-        request = card_service_pb2.RegisterCardsRequest(
-            cards=[card_service_pb2.Card(card_number=card, issuer_id=key_set.issuer_id) for card in batch]
-        )
-        _check(call(connection.cards.RegisterCards, request).registrations, batch, "card")
     types = {(record.equipment, record.company): record.deal_type for record in records}
     terminals = [
         terminal_service_pb2.Terminal(
@@ -133,14 +149,14 @@ def _register(
         _check(call(connection.terminals.RegisterTerminals, request_t).registrations, names, "terminal")
 
 
-def _fund(connection: Connection, records: list[TapRecord], advance: Advance) -> dict[str, int]:
+def _fund(connection: Connection, records: list[TapRecord], charges_fen: dict[Key, int], advance: Advance) -> dict[str, int]:
     """Give each card what its taps will cost. The request id stands for exactly these taps: funding them again is a repeat."""
     needs: defaultdict[str, int] = defaultdict(int)
     digests: dict[str, Any] = {}
     for record in records:
-        needs[record.card_number] += record.deal_money_fen
+        needs[record.card_number] += charges_fen[record.key]
         digest = digests.setdefault(record.card_number, hashlib.sha256(b"replay"))
-        digest.update(f"{record.key}{record.deal_money_fen}".encode())
+        digest.update(f"{record.key}{charges_fen[record.key]}".encode())
     requests = [
         account_service_pb2.TopUpRequest(request_id=digests[card].digest()[:16], card_number=card, amount_fen=need)
         for card, need in needs.items()
@@ -158,6 +174,8 @@ def _make_taps(
     counters: Counters,
     key_set: KeySet,
     purses_fen: dict[str, int],
+    charges_fen: dict[Key, int],
+    riders: dict[str, int],
 ) -> list[tap_service_pb2.Tap]:
     """The tap that each record is of, in the order of the records; a repeated record is the same tap again."""
     assigned = counters.assign(record.key for record in records)
@@ -167,7 +185,7 @@ def _make_taps(
             continue
         atc, sequence = assigned[record.key]
         before_fen = purses_fen[record.card_number]
-        purses_fen[record.card_number] = after_fen = before_fen - record.deal_money_fen
+        purses_fen[record.card_number] = after_fen = before_fen - charges_fen[record.key]
         made[record.key] = tap = tap_service_pb2.Tap(
             card_number=record.card_number,
             issuer_id=key_set.issuer_id,
@@ -176,7 +194,7 @@ def _make_taps(
             key_version=key_set.key_version,
             key_index=key_set.key_index,
             transaction_type=6,
-            amount_fen=record.deal_money_fen,
+            amount_fen=charges_fen[record.key],
             amount_due_fen=record.deal_value_fen,
             chip_balance_before_fen=before_fen,
             chip_balance_after_fen=after_fen,
@@ -184,10 +202,11 @@ def _make_taps(
             terminal_number=numbers[record.equipment, record.company],
             terminal_sequence=sequence,
             local_time=int(record.time),
-            kind=KINDS[record.deal_type],
-            line=zlib.crc32(record.station.encode()),
-            stop=zlib.crc32(record.car.encode()) & 0xFFFFFF,
-            industry=INDUSTRY_BUS if record.deal_type == BUS else INDUSTRY_METRO,
+            kind=TAP_KINDS[record.deal_type],  # type: ignore[arg-type]
+            line=line_number(record),
+            stop=stop_number(record),
+            industry=record.industry,
+            rider=riders[record.card_number],  # type: ignore[arg-type]
         )
         if record.transfer:
             tap.transfer.SetInParent()
@@ -239,18 +258,35 @@ def operator_totals(
 
 
 def replay(
-    connection: Connection, records: list[TapRecord], key_set: KeySet, counters: Counters, advance: Advance = lambda *_: None
+    connection: Connection,
+    records: list[TapRecord],
+    key_set: KeySet,
+    counters: Counters,
+    advance: Advance = lambda *_: None,
+    tariff: Compiled | None = None,
 ) -> ReplayReport:
-    """Replay records against a server. Every step may be repeated; the same replay again changes no balance."""
+    """Replay records against a server. Every step may be repeated; the same replay again changes no balance.
+
+    With a tariff, taps carry what it makes of them in place of what the file says was deducted, and cards the rider category that
+    was inferred of them."""
     ordered = sorted(records, key=lambda record: record.time)
-    # What is funded and charged is each tap once: the first of records that are the same tap.
-    unique = list({record.key: record for record in reversed(ordered)}.values())[::-1]
+    unique = unique_taps(ordered)  # what is funded and charged
     numbers = counters.terminal_numbers(dict.fromkeys((record.equipment, record.company) for record in ordered))
-    report = ReplayReport(records=len(records), expected=file_totals(ordered))
+    pricing = Pricing(tariff, unique) if tariff else None
+    riders = pricing.infer_riders() if pricing else {record.card_number: 0 for record in unique}
+    charges_fen = published_fen(ordered)
+    report = ReplayReport(records=len(records))
     if records:
-        _register(connection, ordered, numbers, key_set, advance)
-        purses_fen = _fund(connection, unique, advance)
-        taps = _make_taps(ordered, numbers, counters, key_set, purses_fen)
+        riders = _register_cards(connection, riders, key_set, advance)
+        _register_terminals(connection, ordered, numbers, advance)
+    if tariff and pricing:
+        priced = pricing.price(riders)
+        charges_fen = priced.charged_fen
+        report.price = compare(tariff.tariffs.tariffs[0].name, ordered, priced, riders)
+    report.expected = file_totals(ordered, charges_fen)
+    if records:
+        purses_fen = _fund(connection, unique, charges_fen, advance)
+        taps = _make_taps(ordered, numbers, counters, key_set, purses_fen, charges_fen, riders)
         outcomes = _upload(connection, taps, report, advance)
         report.operators = _clear(connection, outcomes)
     books = call(connection.clearing.GetTrialBalance, clearing_service_pb2.GetTrialBalanceRequest())

@@ -9,6 +9,7 @@ import click
 from yikatong.clients.connection import Connection
 from yikatong.clients.counters import Counters
 from yikatong.clients.embedded import EmbeddedServer
+from yikatong.clients.pricing import read_tariff
 from yikatong.clients.replay import Advance, ReplayReport, replay
 from yikatong.clients.taps_csv import BrokenLine, read_records
 from yikatong.core import keys
@@ -37,11 +38,13 @@ def _address(data: Path, server: str | None, key_file: Path) -> Iterator[str]:
 
 def run_replay(
     file: Path, data: Path, server: str | None, key_file: Path | None, tls: TlsFiles, counter_file: Path | None, strict: bool,
-    advance: Advance,
+    advance: Advance, price: bool = False, tariff_file: Path | None = None,
 ) -> tuple[ReplayReport, list[BrokenLine]]:  # fmt: skip
-    """Replay a file against the server at an address, or against one of its own on `data`.
+    """Replay a file against the server at an address, or against one of its own on `data`; with `price`, at a tariff's fares.
 
-    Raises DataError when the file is none, or with `strict` when a line of it is broken; then nothing was done."""
+    Raises DataError when the file is none, or with `strict` when a line of it is broken, and RuleError when the tariff is wrong;
+    then nothing was done."""
+    tariff = read_tariff(tariff_file) if price else None
     records, broken = read_records(file)
     _report_broken(file, broken, "refused" if strict else "skipped")
     if broken and strict:
@@ -59,4 +62,4 @@ def run_replay(
         Connection(address, ca=ca, certificate=certificate, key=key) as connection,
         Counters(counter_file) as counters,
     ):
-        return replay(connection, records, key_set, counters, advance), broken
+        return replay(connection, records, key_set, counters, advance, tariff), broken

@@ -1,6 +1,7 @@
 """Tap records as the Shenzhen open-data platform publishes them (data set 29200_00403601), from CSV."""
 
 import csv
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +16,10 @@ COLUMNS: Final = (
 AMOUNT_FEN_MAX: Final = 0xFFFFFFFF
 UNMASK: Final = str.maketrans("ABCDEFGHIJ", "0123456789")
 METRO_ENTRY, METRO_EXIT, BUS = "地铁入站", "地铁出站", "巴士"
+TAP_KINDS: Final = {METRO_ENTRY: 1, METRO_EXIT: 2, BUS: 3}  # TapKind
+INDUSTRY_METRO, INDUSTRY_BUS, INDUSTRY_COACH = 1, 2, 8
+INTERCITY: Final = re.compile("深[惠莞汕]")  # lines named after two cities: Shenzhen and Huizhou, Dongguan or Shanwei
+VARIANT: Final = re.compile("[(（].*")  # a line's destination or variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,18 @@ class TapRecord:
     def key(self) -> tuple[str, str, str]:
         """Records that agree in this are one tap."""
         return self.card_number, self.time, self.equipment
+
+    @property
+    def industry(self) -> int:
+        """Industry code. A bus line to another city is a coach: the city's bus fares are not its own."""
+        if self.deal_type != BUS:
+            return INDUSTRY_METRO
+        return INDUSTRY_COACH if INTERCITY.match(self.station) else INDUSTRY_BUS
+
+    @property
+    def line_name(self) -> str:
+        """The bus line, both its directions being one line; the metro's station."""
+        return (VARIANT.sub("", self.station).strip() or self.station) if self.deal_type == BUS else self.station
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,11 +124,15 @@ def serve(config: Path | None, ready: Path | None, **flags: Any) -> None:
 )
 @click.option("--strict", is_flag=True, help="refuse a file with a broken line, before anything is done")
 @click.option(
+    "--price", is_flag=True, help="charge what the tariff makes of the nominal fares, and compare with what the file says"
+)
+@click.option("--tariff", type=click.Path(path_type=Path), help="tariff file for --price; that of Shenzhen unless given")
+@click.option(
     "--json", "json_out", type=click.Path(path_type=Path), help="write the result to this file as JSON; - for standard output"
 )
 def replay(
     file: Path, data: Path | None, server: str | None, keys: Path | None, ca: Path | None, certificate: Path | None,
-    key: Path | None, counters: Path | None, strict: bool, json_out: Path | None,
+    key: Path | None, counters: Path | None, strict: bool, price: bool, tariff: Path | None, json_out: Path | None,
 ) -> None:  # fmt: skip
     """Replay published tap records (CSV) through a server and clear them."""
     from yikatong.clients.replay_command import run_replay
@@ -137,9 +141,11 @@ def replay(
         raise click.UsageError("--data is for the replay's own server; with --server there is none")
     if server is not None and keys is None:
         raise click.UsageError("--server needs --keys: the simulated cards sign with that server's master key")
+    if tariff is not None and not price:
+        raise click.UsageError("--tariff is for --price")
     with progress_bars() as advance, tempfile.TemporaryDirectory(prefix="yikatong-") as temporary:
         report, broken = run_replay(
-            file, data or Path(temporary), server, keys, (ca, certificate, key), counters, strict, advance
+            file, data or Path(temporary), server, keys, (ca, certificate, key), counters, strict, advance, price, tariff
         )
     text = json.dumps(report.as_json() | {"skipped": len(broken)}, ensure_ascii=False, indent=2)
     if json_out is not None and str(json_out) == "-":

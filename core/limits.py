@@ -46,6 +46,23 @@ CARDS_MAX: Final = 16_000_000  # four times the city
 TERMINALS_MAX: Final = 1_000_000
 ACCOUNTS_BESIDE_MAX: Final = 16_000_000  # purses restricted in purpose, acquirers, banks: one more a card
 
+# ---- tariffs (core/rules/tariff.py); the first four are what a card's memory of rides has room for, 64 bytes (ext/price.h) ----
+TARIFF_NETWORKS_MAX: Final = 31  # over all versions: five bits of a ride's marks, of which 0 is none
+TARIFF_PASSES_MAX: Final = 255  # a byte of the card, of which 0 is none
+RIDES_A_MONTH_MAX: Final = 10_000  # concessions counted in 16 bits; nobody rides more often
+TRANSFER_CHAIN_MAX: Final = 255  # a byte
+TARIFF_VERSION_MAX: Final = 1_000_000
+TARIFF_RULES_MAX: Final = 1_000  # of each kind in a file: leg rules are looked through in order, some nanoseconds each
+TARIFF_RULE_NUMBERS_MAX: Final = 65_535  # rules of all versions: an explanation names them in 16 bits
+TARIFF_AREAS_MAX: Final = 500  # a matrix of 250,000 cells is a megabyte
+FARE_FEN_MAX: Final = 10_000_000  # a hundred thousand yuan: far above every fare, and sums of them stay far below int64
+RATE_PERMILLE_MAX: Final = 10_000  # a rate may be a surcharge, up to ten times the base
+DISTANCE_M_MAX: Final = 10_000_000  # no line is longer
+INDUSTRY_MAX: Final = 31  # the codes in use end at 9; a rule keeps them as bits of a word
+JOURNEY_MINUTES_MAX: Final = 2_880  # from entry to exit; an intercity coach may run overnight
+JOURNEY_MINUTES_DEFAULT: Final = 240  # what metros allow
+TRANSFER_MINUTES_MAX: Final = 1_440
+
 # ---- files ----
 JOURNAL_MAP_BYTES: Final = 1 << 42  # address space, not disk: 4 TiB, some thirty thousand million records
 STATE_MAP_BYTES: Final = 1 << 40
