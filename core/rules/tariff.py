@@ -248,7 +248,7 @@ def _steps(tables: list[Fields], low: str, high: str, most: int, what: str) -> I
             raise step.error(low, f"overlaps the {what} before, which has no {high}")
         if first != reached:
             raise step.error(
-                low, f"leaves {what} with a {'gap' if first > reached else 'overlap'}: {reached} is wanted, not {first}"
+                low, f"leaves {what} with {'a gap' if first > reached else 'an overlap'}: {reached} is wanted, not {first}"
             )
         if last is not None and last <= first:
             raise step.error(high, f"more than {first} is wanted, not {last}")
@@ -464,7 +464,7 @@ def _concessions(fields: Fields, made: str, networks: list[str]) -> tuple[Conces
                 covered,
                 table.integer("rate_permille", 0, 1000),
                 table.choice("of", {"base": False, "discounted": True}, False),
-                table.integer("rides_a_month_max", 1, limits.RIDES_A_MONTH_MAX, 0),
+                table.integer("rides_a_month_max", 1, limits.RIDES_A_MONTH_MAX, None) or 0,
                 table.flag("transfers", True),
             )
         )
