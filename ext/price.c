@@ -226,7 +226,8 @@ static const yk_pass *pass_of(const yk_tariff *tariff, const yk_tariff_version *
 
 static int transfers_by_time(const yk_transfer_rule *rule, const yk_rides *rides, const yk_ride *ride, uint32_t network,
                              uint32_t start_s) {
-    if (!rule->by_time || !rides->last_network || !(rule->from_networks >> (rides->last_network - 1) & 1)) return 0;
+    if (!rule->by_time || !rides->last_network || rides->last_network > YK_NETWORKS_MAX) return 0;
+    if (!(rule->from_networks >> (rides->last_network - 1) & 1)) return 0;
     if (rule->other_line && rides->last_network == network + 1 && rides->last_line == ride->line) return 0;
     int64_t waited_s = (int64_t)(rule->to_start ? start_s : ride->local_s) - (rule->from_start ? rides->last_start_s : rides->last_end_s);
     return waited_s >= rule->min_s && waited_s <= rule->max_s;

@@ -2,7 +2,11 @@
 
 import datetime
 import itertools
+import shutil
+import subprocess
+import sysconfig
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -446,3 +450,17 @@ def test_wrong_arrays_are_refused() -> None:
 def test_slots_of_periods_are_those_of_the_header() -> None:
     assert [list(cap_slots(period)) for period in ("day", "week", "month")] == [[0, 1, 2], [3, 4], [5, 6]]
     assert native.RIDES["spent_fen"].shape == (7,)
+
+
+def test_random_bytes_under_sanitizers(tmp_path: Path) -> None:
+    """No read outside the tables, no overflow, whatever a card's memory and a ride hold."""
+    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
+    if shutil.which(compiler) is None:
+        pytest.skip("there is no C compiler")
+    program, blob = tmp_path / "soak", tmp_path / "tariff"
+    blob.write_bytes(compile_tariffs(city()).blob)
+    sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    source = Path(__file__).with_name("price_soak.c")
+    subprocess.run([compiler, "-std=gnu11", "-O1", "-g", *sanitize, str(source), "-o", str(program)], check=True)
+    done = subprocess.run([program, blob, "500000"], capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr[-4000:]
