@@ -217,7 +217,7 @@ def demo(seconds: float, seed: int | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="print a JSON list instead of a table")
 @click.option("--tiny", is_flag=True, help="sizes that only show that the benches run")
 def bench(names: tuple[str, ...], as_json: bool, tiny: bool) -> None:
-    """Measure: mac, engine, journal, unary, bulk, latency, restart; all of them unless named."""
+    """Measure: mac, fares, engine, journal, unary, bulk, latency, restart; all of them unless named."""
     from yikatong.bench.run import run_benches
 
     run_benches(OUT, ERR, names, as_json=as_json, tiny=tiny)
