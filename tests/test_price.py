@@ -134,6 +134,15 @@ def test_missing_exit_and_missing_entry() -> None:
     assert told[12] == [("missing_entry/metro", 900)]
 
 
+def test_an_exit_in_the_second_of_its_entry() -> None:
+    rows = [
+        (ride("03-02 08:00", ENTRY, METRO, 1, 3), 0),
+        (ride("03-02 08:00", EXIT, METRO, 1, 3), 200),
+        (ride("03-02 08:00", ENTRY, METRO, 1, 3), 0),  # nothing is open any more
+    ]
+    assert priced(rows)[2] == [("leg/metro", 0)]
+
+
 def test_exit_elsewhere_closes_the_entry() -> None:
     rows = [
         (ride("03-02 08:00", ENTRY, METRO, 1, 3), 0),
