@@ -62,6 +62,9 @@ INDUSTRY_MAX: Final = 31  # the codes in use end at 9; a rule keeps them as bits
 JOURNEY_MINUTES_MAX: Final = 2_880  # from entry to exit; an intercity coach may run overnight
 JOURNEY_MINUTES_DEFAULT: Final = 240  # what metros allow
 TRANSFER_MINUTES_MAX: Final = 1_440
+# ---- files of participants and banks ----
+FILE_ROWS_MAX: Final = REQUEST_ITEMS_MAX  # in a settlement or bank file: what one change can book, all or nothing
+PARTICIPANT_CHARACTERS_MAX: Final = 80  # a role and an operator's id
 
 # ---- files ----
 JOURNAL_MAP_BYTES: Final = 1 << 42  # address space, not disk: 4 TiB, some thirty thousand million records
