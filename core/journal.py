@@ -35,7 +35,7 @@ _SHA256: Final = hashlib.sha256()
 _SM3: Final = hashlib.new("sm3") if "sm3" in hashlib.algorithms_available else None
 
 
-def sm3(data: bytes) -> bytes:
+def sm3(data: bytes | memoryview) -> bytes:
     """SM3 digest (GB/T 32905), 32 bytes: OpenSSL's where Python was built with it, else gmssl's."""
     if _SM3 is None:
         from gmssl import sm3 as gmssl_sm3

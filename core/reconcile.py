@@ -1,0 +1,277 @@
+"""The stage of a day at which the books are held against each other: the journal, each participant's own file, and the bank.
+
+Every difference is one of a few kinds (DifferenceKind) and says where it is: the tap or instruction, the line of the file, the
+journal's record. What agrees is not told. Nothing here changes anything; commands make exceptions and postings of it."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from yikatong.core.bank_file import BankEntry, BankFile, BankStatus
+from yikatong.core.files import FileError
+from yikatong.core.settle import Instruction
+from yikatong.core.tap_file import TapFile, Taps
+
+Array = npt.NDArray[Any]
+
+
+class DifferenceKind(IntEnum):
+    """How two books differ in one thing."""
+
+    MISSING_HERE = 1  # the other side has it, the journal has not
+    MISSING_THERE = 2  # the journal has it, the other side has not
+    AMOUNT = 3  # both have it, with other amounts
+    DUPLICATE = 4  # the other side has it once more
+    LATE = 5  # both have it, but not in the same window; or the bank took longer than it may
+    TIME = 6  # both have it, with other local times: another tap under the same counter
+
+
+# ---- the journal against a participant's file ----
+
+
+@dataclass(frozen=True)
+class OwnTaps:
+    """Charged taps of one participant, from the journal: those of the window and those of the windows next to it, so that a
+    tap that came late is known as such. `taps` has each (terminal, sequence) once."""
+
+    taps: Taps
+    settlement_date: Array  # uint32, YYYYMMDD
+    journal_sequence: Array  # uint64
+
+
+DIFFERENCE: Final = np.dtype(
+    [
+        ("kind", "u1"),
+        ("terminal_number", "u8"),
+        ("terminal_sequence", "u4"),
+        ("line", "u4"),  # of the file, 0 where it has none
+        ("journal_sequence", "u8"),  # 0 where the journal has none
+        ("settlement_date", "u4"),  # the window that the journal has it in, 0 where it has none
+        ("own_fen", "i8"),
+        ("other_fen", "i8"),
+        ("own_local_time", "u8"),
+        ("other_local_time", "u8"),
+    ]
+)
+"""One difference between the journal and a participant's file."""
+
+
+def reconcile_taps(own: OwnTaps, other: TapFile) -> Array:
+    """Differences (DIFFERENCE), by kind and then by line and journal sequence. A tap of the file is matched by terminal and
+    terminal sequence; its first line is the tap, further ones are duplicates. One tap can differ in more than one way."""
+    window = other.settlement_date
+    own_key, other_key = _keys(own.taps, other.taps)
+    # 1. The file's rows in order of key, and of line under the same key; those behind the first are duplicates.
+    other_order = _in_order(other_key)
+    sorted_key = other_key[other_order]
+    first = np.ones(len(sorted_key), bool)
+    first[1:] = sorted_key[1:] != sorted_key[:-1]
+    duplicate = other_order[~first]
+    other_order, sorted_key = other_order[first], sorted_key[first]
+    # 2. Each of them is looked for among the journal's. Both are in order, so the search goes along memory.
+    own_order = np.argsort(own_key)
+    own_sorted = own_key[own_order]
+    place = np.searchsorted(own_sorted, sorted_key)
+    found = place < len(own_sorted)
+    found[found] = own_sorted[place[found]] == sorted_key[found]
+    ours, theirs = own_order[place[found]], other_order[found]
+    # 3. What has no partner on the other side. The windows next to this one are nothing that the file should have.
+    partner = np.zeros(len(own_key), bool)
+    partner[ours] = True
+    missing_there = np.flatnonzero(~partner & (own.settlement_date == window))
+    missing_here = other_order[~found]
+    # 4. What has one, but differs.
+    amount = own.taps.amount_fen[ours] != other.taps.amount_fen[theirs]
+    late = own.settlement_date[ours] != window
+    time = own.taps.local_time[ours] != other.taps.local_time[theirs]
+    nothing = np.zeros(0, np.intp)
+    differences = [
+        _differences(DifferenceKind.MISSING_HERE, own, nothing, other, missing_here),
+        _differences(DifferenceKind.MISSING_THERE, own, missing_there, other, nothing),
+        _differences(DifferenceKind.AMOUNT, own, ours[amount], other, theirs[amount]),
+        _differences(DifferenceKind.DUPLICATE, own, nothing, other, duplicate),
+        _differences(DifferenceKind.LATE, own, ours[late], other, theirs[late]),
+        _differences(DifferenceKind.TIME, own, ours[time], other, theirs[time]),
+    ]
+    return np.concatenate([part[np.lexsort((part["journal_sequence"], part["line"]))] for part in differences])
+
+
+def _keys(own: Taps, other: Taps) -> tuple[Array, Array]:
+    """One number for each tap, the same on both sides for the same terminal and sequence."""
+    terminals = np.union1d(own.terminals, other.terminals)
+    return tuple(  # type: ignore[return-value]
+        np.searchsorted(terminals, taps.terminals).astype(np.uint64)[taps.terminal] << np.uint64(32) | taps.sequence
+        for taps in (own, other)
+    )
+
+
+def _in_order(keys: Array) -> Array:
+    """Places in order of key, and in their own order under the same key. Sorting without that promise is much faster, and
+    hardly any file needs it."""
+    order = np.argsort(keys)
+    ordered = keys[order]
+    return np.argsort(keys, kind="stable") if np.any(ordered[1:] == ordered[:-1]) else order
+
+
+def _differences(kind: DifferenceKind, own: OwnTaps, ours: Array, other: TapFile, theirs: Array) -> Array:
+    """Rows of one kind. Where one side has nothing, its places are empty and its columns 0."""
+    made = np.zeros(max(len(ours), len(theirs)), DIFFERENCE)
+    made["kind"] = kind
+    for taps, places, fen, time in (
+        (own.taps, ours, "own_fen", "own_local_time"),
+        (other.taps, theirs, "other_fen", "other_local_time"),
+    ):
+        if len(places):
+            made["terminal_number"] = taps.terminals[taps.terminal[places]]
+            made["terminal_sequence"] = taps.sequence[places]
+            made[fen] = taps.amount_fen[places]
+            made[time] = taps.local_time[places]
+    if len(theirs):
+        made["line"] = theirs + other.first_line
+    if len(ours):
+        made["journal_sequence"] = own.journal_sequence[ours]
+        made["settlement_date"] = own.settlement_date[ours]
+    return made
+
+
+# ---- instructions against the bank ----
+
+
+class InstructionState(IntEnum):
+    """The life of a payment instruction."""
+
+    ISSUED = 1  # the bank was told; nothing is known yet
+    PAID = 2  # the money has moved, and the ledger says so
+    RETURNED = 3  # it did not arrive, or came back; the participant is owed (or owes) it still
+    UNKNOWN = 4  # the bank cannot say, or what it says does not fit
+    REISSUED = 5  # returned, and told to the bank anew under another id
+
+
+class InstructionEvent(IntEnum):
+    """What happens to an instruction."""
+
+    PAID = 1
+    RETURNED = 2
+    UNKNOWN = 3
+    REISSUE = 4
+
+
+TRANSITIONS: Final[dict[tuple[InstructionState, InstructionEvent], InstructionState]] = {
+    (InstructionState.ISSUED, InstructionEvent.PAID): InstructionState.PAID,
+    (InstructionState.ISSUED, InstructionEvent.RETURNED): InstructionState.RETURNED,
+    (InstructionState.ISSUED, InstructionEvent.UNKNOWN): InstructionState.UNKNOWN,
+    (InstructionState.UNKNOWN, InstructionEvent.PAID): InstructionState.PAID,
+    (InstructionState.UNKNOWN, InstructionEvent.RETURNED): InstructionState.RETURNED,
+    (InstructionState.UNKNOWN, InstructionEvent.UNKNOWN): InstructionState.UNKNOWN,
+    (InstructionState.PAID, InstructionEvent.RETURNED): InstructionState.RETURNED,
+    (InstructionState.RETURNED, InstructionEvent.REISSUE): InstructionState.REISSUED,
+}
+"""What may happen in which state, and what comes of it. All else is a contradiction and becomes a difference."""
+
+_EVENT_OF: Final = {
+    BankStatus.PAID: InstructionEvent.PAID,
+    BankStatus.RETURNED: InstructionEvent.RETURNED,
+    BankStatus.UNKNOWN: InstructionEvent.UNKNOWN,
+}
+
+
+@dataclass(frozen=True)
+class Known:
+    """An instruction as the ledger has it."""
+
+    instruction: Instruction
+    state: InstructionState
+    due_us: int  # until when the bank has to have done it
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a bank file does to one instruction: the state that it comes to, and what is to be posted from its participant's
+    payable to the bank's account (negative: back; 0: nothing)."""
+
+    known: Known
+    entry: BankEntry
+    state: InstructionState
+    posted_fen: int
+
+
+@dataclass(frozen=True)
+class BankDifference:
+    """One difference between the instructions and a bank file."""
+
+    kind: DifferenceKind
+    instruction_id: str
+    line: int  # of the file, 0 where it has none
+    own_fen: int
+    other_fen: int
+
+
+def reconcile_bank(bank: BankFile, known: Mapping[str, Known]) -> tuple[list[Step], list[BankDifference]]:
+    """What a bank file does, in order of its lines. Raises FileError for an instruction that was never given; then nothing of
+    the file counts. An entry that contradicts what is known does nothing, but is a difference:
+
+    | the bank says | of an instruction that | difference |
+    | --- | --- | --- |
+    | another amount, or another booked | may become so | AMOUNT; where nothing was posted yet, it becomes UNKNOWN |
+    | PAID or RETURNED | is so already | DUPLICATE |
+    | PAID | is returned or issued anew | MISSING_HERE: money moved that no instruction stands for |
+    | UNKNOWN | was paid or returned | MISSING_THERE |
+    | PAID, after it was due | may become so | LATE; it counts all the same |
+    """
+    steps: list[Step] = []
+    differences: list[BankDifference] = []
+
+    def differs(kind: DifferenceKind, entry: BankEntry, own_fen: int, other_fen: int) -> None:
+        differences.append(BankDifference(kind, entry.instruction_id, entry.line, own_fen, other_fen))
+
+    for entry in bank.entries:
+        if entry.instruction_id not in known:
+            raise FileError(
+                bank.name, entry.line, "instruction_id", f"no instruction {entry.instruction_id} was given; nothing is booked"
+            )
+        ours = known[entry.instruction_id]
+        amount_fen = ours.instruction.amount_fen
+        after = TRANSITIONS.get((ours.state, _EVENT_OF[entry.status]))
+        if after is None:
+            _contradiction(ours, entry, differs)
+            continue
+        posted_fen = 0
+        if after is InstructionState.PAID:
+            posted_fen = amount_fen
+        elif ours.state is InstructionState.PAID:
+            posted_fen = -amount_fen
+        if entry.amount_fen != amount_fen or entry.booked_fen != -posted_fen:
+            wrong = (amount_fen, entry.amount_fen) if entry.amount_fen != amount_fen else (-posted_fen, entry.booked_fen)
+            differs(DifferenceKind.AMOUNT, entry, *wrong)
+            if (ours.state, InstructionEvent.UNKNOWN) in TRANSITIONS:
+                steps.append(Step(ours, entry, InstructionState.UNKNOWN, 0))
+            continue
+        if after is InstructionState.PAID and entry.booked_at_us > ours.due_us:
+            differs(DifferenceKind.LATE, entry, amount_fen, entry.amount_fen)
+        steps.append(Step(ours, entry, after, posted_fen))
+    return steps, differences
+
+
+def _contradiction(ours: Known, entry: BankEntry, differs: Any) -> None:
+    own_fen = ours.instruction.amount_fen
+    returned = ours.state in (InstructionState.RETURNED, InstructionState.REISSUED)
+    if entry.status is BankStatus.UNKNOWN:
+        differs(DifferenceKind.MISSING_THERE, entry, own_fen, 0)
+    elif entry.status is BankStatus.PAID and returned:
+        differs(DifferenceKind.MISSING_HERE, entry, 0, entry.amount_fen)
+    else:
+        differs(DifferenceKind.DUPLICATE, entry, own_fen, entry.amount_fen)
+
+
+def overdue(known: Iterable[Known], bank: BankFile, time_us: int) -> list[BankDifference]:
+    """Instructions that are due, that nothing is known of, and that a bank file does not name either: MISSING_THERE."""
+    named = {entry.instruction_id for entry in bank.entries}
+    return [
+        BankDifference(DifferenceKind.MISSING_THERE, ours.instruction.instruction_id, 0, ours.instruction.amount_fen, 0)
+        for ours in known
+        if ours.state is InstructionState.ISSUED and ours.due_us < time_us and ours.instruction.instruction_id not in named
+    ]
