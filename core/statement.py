@@ -14,7 +14,7 @@ from yikatong.core import charts, files, types
 from yikatong.core.charts import escaped
 from yikatong.core.journal import JournalReader
 from yikatong.core.money import grouped_yuan
-from yikatong.core.positions import Netted, Payee, Position
+from yikatong.core.positions import FLOAT, Netted, Payee, Position
 from yikatong.core.reconcile import DifferenceKind, InstructionState
 from yikatong.core.settle import DESCRIPTIONS, Instruction
 
@@ -30,15 +30,17 @@ body { color: var(--ink); background: #fff; max-width: 190mm; margin: 8mm auto; 
        font: 10.5pt/1.45 "Noto Sans CJK SC", "Source Han Sans SC", "Microsoft YaHei", "PingFang SC", sans-serif; }
 h1 { font-size: 17pt; margin: 0 0 1mm; } h2 { font-size: 12pt; margin: 8mm 0 2mm; break-after: avoid; }
 p.sub, .note { color: var(--soft); margin: 0 0 3mm; font-size: 9pt; }
-dl { display: grid; grid-template-columns: max-content 1fr max-content 1fr; gap: .6mm 4mm; margin: 3mm 0; }
+dl { display: grid; grid-template-columns: max-content 1fr max-content 1fr; gap: .6mm 4mm; margin: 3mm 0;
+     font-size: 9.5pt; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; font-size: 9.5pt; }
-thead { display: table-header-group; } tr { break-inside: avoid; }
+thead { display: table-header-group; } tfoot { display: table-row-group; } tr { break-inside: avoid; }
 th { text-align: left; font-weight: 600; border-bottom: 1.2pt solid var(--ink); padding: 1mm 1.5mm; vertical-align: bottom; }
 td { border-bottom: .4pt solid var(--rule); padding: .9mm 1.5mm; overflow-wrap: anywhere; vertical-align: top; }
 tfoot td { border-top: 1.2pt solid var(--ink); border-bottom: 0; font-weight: 600; }
 .n { text-align: right; white-space: nowrap; overflow-wrap: normal; font-variant-numeric: tabular-nums; }
-.id { font: 8pt ui-monospace, "Noto Sans Mono", Consolas, monospace; }
+.t { white-space: nowrap; overflow-wrap: normal; }
+td.id { font: 8pt ui-monospace, "Noto Sans Mono", Consolas, monospace; }
 svg.chart { width: 100%; height: auto; break-inside: avoid; } svg text { font-size: 11px; fill: var(--ink); }
 .owed { fill: var(--owed); } .owes { fill: var(--owes); }
 .axis { stroke: var(--ink); stroke-width: 1; } .grid { stroke: var(--rule); stroke-width: .6; }
@@ -117,8 +119,9 @@ def _facts(pairs: Sequence[tuple[str, str]]) -> str:
 
 
 def _table(headings: Sequence[str], kinds: str, rows: Sequence[Sequence[str]], foot: Sequence[str] = ()) -> str:
-    """A table; `kinds` has a letter for each column: t text, n number (right-aligned), i an id."""
-    classes = {"t": "", "n": ' class="n"', "i": ' class="id"'}
+    """A table; `kinds` has a letter for each column: t text, w text that is not wrapped, n number (right-aligned), i
+    an id."""
+    classes = {"t": "", "w": ' class="t"', "n": ' class="n"', "i": ' class="id"'}
 
     def cells(tag: str, row: Sequence[str]) -> str:
         return "".join(f"<{tag}{classes[kind]}>{escaped(cell)}</{tag}>" for kind, cell in zip(kinds, row, strict=True))
@@ -148,8 +151,8 @@ def _payments_table(payments: Sequence[Payment]) -> str:
         )
         for payment in payments
     ]  # fmt: skip
-    headings = ("参与方 participant", "指令 instruction", "金额 CNY", "状态 state", "入账 booked (UTC+8)", "原因 reason")
-    return _table(headings, "tintt" + "t", rows)
+    headings = ("参与方 participant", "指令 instruction", "金额 CNY", "状态 state", "入账 booked", "原因 reason")
+    return _table(headings, "tinwwt", rows)
 
 
 def _hours_chart(figures: Figures) -> str:
@@ -195,7 +198,7 @@ def settlement_report(
             ],
             ("合计 total", "", grouped_yuan(owed_fen), grouped_yuan(-owes_fen)),
         ),
-        "<h2>应付前列 Net amount per participant</h2>",
+        "<h2>各参与方净额 Net amount per participant (CNY, without the float)</h2>",
         charts.bars("Net amount per participant, CNY", _largest(positions), grouped_yuan),
         "<h2>每小时刷卡 Charged taps per hour (UTC+8)</h2>",
         _hours_chart(figures),
@@ -217,8 +220,10 @@ def settlement_report(
 
 
 def _largest(positions: Sequence[Position]) -> list[tuple[str, int]]:
-    """The positions furthest from zero, largest first, and the rest together."""
-    ordered = sorted(positions, key=lambda position: (-abs(position.net_fen), position.participant))
+    """The positions furthest from zero, largest first, and the rest together; without the float, which is the other side of all
+    of them."""
+    others = [position for position in positions if position.participant != FLOAT]
+    ordered = sorted(others, key=lambda position: (-abs(position.net_fen), position.participant))
     shown = [(position.participant, position.net_fen) for position in ordered[:BARS_MAX]]
     if rest := ordered[BARS_MAX:]:
         shown.append((f"其余 {len(rest)} others", sum(position.net_fen for position in rest)))

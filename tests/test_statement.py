@@ -177,8 +177,8 @@ def test_any_name_is_text(name):
 def test_many_participants_are_drawn_as_the_largest_and_the_rest():
     netted = day(*(f"{at:03d}" for at in range(200)))
     page = check_page(statement.settlement_report(netted, MADE_AT_US, FIGURES))
-    rest = netted.positions[1:][: 200 - 19]  # the float is the largest, then those with the highest numbers
-    assert f"其余 181 others: {grouped_yuan(sum(position.net_fen for position in rest))}" in page.texts
+    rest = netted.positions[1:][: 200 - 20]  # without the float; those with the highest numbers are the largest
+    assert f"其余 180 others: {grouped_yuan(sum(position.net_fen for position in rest))}" in page.texts
 
 
 AMOUNTS = st.integers(-(10**15), 10**15)
