@@ -14,6 +14,8 @@ from yikatong.v1 import (
     card_service_pb2_grpc,
     clearing_service_pb2_grpc,
     deny_list_service_pb2_grpc,
+    exception_service_pb2_grpc,
+    reconciliation_service_pb2_grpc,
     tap_service_pb2_grpc,
     terminal_service_pb2_grpc,
 )
@@ -47,6 +49,8 @@ class Connection:
         self.terminals = terminal_service_pb2_grpc.TerminalServiceStub(self.channel)
         self.deny_list = deny_list_service_pb2_grpc.DenyListServiceStub(self.channel)
         self.clearing = clearing_service_pb2_grpc.ClearingServiceStub(self.channel)
+        self.reconciliation = reconciliation_service_pb2_grpc.ReconciliationServiceStub(self.channel)
+        self.exceptions = exception_service_pb2_grpc.ExceptionServiceStub(self.channel)
 
     def close(self) -> None:
         self.channel.close()

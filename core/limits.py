@@ -65,6 +65,23 @@ TRANSFER_MINUTES_MAX: Final = 1_440
 # ---- files of participants and banks ----
 FILE_ROWS_MAX: Final = REQUEST_ITEMS_MAX  # in a settlement or bank file: what one change can book, all or nothing
 PARTICIPANT_CHARACTERS_MAX: Final = 80  # a role and an operator's id
+DIFFERENCES_MAX: Final = REQUEST_ITEMS_MAX  # with one file: nobody works through more, it is the wrong file then
+RECONCILE_DAYS_BESIDE: Final = 1  # windows on either side in which a tap is looked for before it is called missing
+PAYMENT_DUE_DAYS: Final = 3  # after which an instruction that the bank says nothing of becomes an exception
+OVERDUE_DAYS_MAX: Final = 31  # how far back overdue instructions are looked for: a bank file comes every day
+
+# ---- exceptions, adjustments, disputes ----
+ACTOR_CHARACTERS_MAX: Final = 64
+NOTE_CHARACTERS_MAX: Final = 1_000  # a paragraph; documents are kept elsewhere, only their digests here
+NOTES_MAX: Final = 100  # on one exception or dispute: they are written anew with each change
+EVIDENCE_MAX: Final = 16  # in one request
+EVIDENCE_ALL_MAX: Final = 64  # of one dispute, for the reason of NOTES_MAX
+ADJUSTMENT_LEGS_MAX: Final = 64  # what two people can still check by eye
+ADJUSTMENT_FEN_MAX: Final = TOP_UP_FEN_MAX
+DISPUTE_OPEN_DAYS: Final = 90  # after the charge
+DISPUTE_RESPOND_DAYS: Final = 7  # for the operator, from the opening on
+DISPUTE_DECIDE_DAYS: Final = 30  # for the city, from the opening on
+SCAN_DOCUMENTS_MAX: Final = 4_000  # looked at for one page, some ms of the writer's time; a page may then be short
 
 # ---- files ----
 JOURNAL_MAP_BYTES: Final = 1 << 42  # address space, not disk: 4 TiB, some thirty thousand million records
@@ -84,6 +101,9 @@ CONNECTION_AGE_S: Final = 3_600.0  # then peers are asked to connect anew, so th
 assert TAP_CALLS_MAX <= GROUP_TAPS_MAX
 
 assert GROUP_TAPS_MAX >= REQUEST_ITEMS_MAX
+assert GROUP_RECORDS_MAX >= 2 * FILE_ROWS_MAX + 2  # an account and a posting for each row, the event, the bank's account
+assert SCAN_DOCUMENTS_MAX >= PAGE_SIZE_MAX
+assert DISPUTE_RESPOND_DAYS < DISPUTE_DECIDE_DAYS
 # A record that the ring no longer holds must be on disk when it is looked for.
 # It may be among those being committed, those waiting (either may pass its bound by one group), or those being decided.
 assert RING_RECORDS >= 2 * (IN_FLIGHT_RECORDS_MAX + GROUP_RECORDS_MAX) + 2 * GROUP_RECORDS_MAX

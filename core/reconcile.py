@@ -3,18 +3,22 @@
 Every difference is one of a few kinds (DifferenceKind) and says where it is: the tap or instruction, the line of the file, the
 journal's record. What agrees is not told. Nothing here changes anything; commands make exceptions and postings of it."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from yikatong.core import limits, types
 from yikatong.core.bank_file import BankEntry, BankFile, BankStatus
+from yikatong.core.clear import day_of, first_sequence_on, settlement_days
 from yikatong.core.files import FileError
+from yikatong.core.journal import JournalReader
 from yikatong.core.settle import Instruction
 from yikatong.core.tap_file import TapFile, Taps
+from yikatong.v1 import reconciliation_service_pb2
 
 Array = npt.NDArray[Any]
 
@@ -275,3 +279,62 @@ def overdue(known: Iterable[Known], bank: BankFile, time_us: int) -> list[BankDi
         for ours in known
         if ours.state is InstructionState.ISSUED and ours.due_us < time_us and ours.instruction.instruction_id not in named
     ]
+
+
+# ---- a participant's own taps, from the journal ----
+
+
+def own_taps(reader: JournalReader, account: int, date: int) -> OwnTaps:
+    """Charged taps that were credited to an account, of one settlement date and RECONCILE_DAYS_BESIDE on either side. `terminals`
+    has slots for now: `named` puts in the numbers."""
+    day = day_of(date)
+    last_day = day + limits.RECONCILE_DAYS_BESIDE
+    parts = []
+    for entry in reader.entries(first_sequence_on(reader, day - limits.RECONCILE_DAYS_BESIDE)):
+        records = entry.array
+        days = settlement_days(records)
+        if int(days[0]) > last_day:
+            break
+        wanted = (records["credit_account"] == account) & (records["kind"] == types.RecordKind.TAP)
+        wanted &= (days >= day - limits.RECONCILE_DAYS_BESIDE) & (days <= last_day) & np.isin(records["result"], types.CHARGED)
+        if wanted.any():
+            parts.append((records[wanted], days[wanted]))
+    records = np.concatenate([part for part, _ in parts]) if parts else np.zeros(0, types.RECORD)
+    days = np.concatenate([part for _, part in parts]) if parts else np.zeros(0, np.int64)
+    slots, terminal = np.unique(records["terminal"], return_inverse=True)
+    dates = {int(each): int(np.datetime64(int(each), "D").item().strftime("%Y%m%d")) for each in np.unique(days)}
+    settlement_date = np.zeros(len(days), np.uint32)
+    for each, its_date in dates.items():
+        settlement_date[days == each] = its_date
+    taps = Taps(
+        terminals=slots.astype(np.uint64),
+        terminal=terminal.astype(np.uint32),
+        sequence=records["terminal_sequence"],
+        amount_fen=records["amount_fen"],
+        local_time=records["local_date"].astype(np.uint64) * 1_000_000 + records["local_time"],
+    )
+    return OwnTaps(taps, settlement_date, records["sequence"])
+
+
+def named(own: OwnTaps, number_of: Callable[[int], bytes]) -> OwnTaps:
+    """The same with terminal numbers instead of slots."""
+    numbers = [int.from_bytes(number_of(int(slot)), "big") for slot in own.taps.terminals]
+    return replace(own, taps=replace(own.taps, terminals=np.array(numbers, np.uint64)))
+
+
+def message_of(difference: Any, participant: str, date: int) -> reconciliation_service_pb2.Difference:
+    """One row of DIFFERENCE as the message that exceptions hold."""
+    return reconciliation_service_pb2.Difference(
+        kind=types.wire(difference["kind"]),
+        party=participant,
+        settlement_date=date,
+        line=int(difference["line"]),
+        own_fen=int(difference["own_fen"]),
+        other_fen=int(difference["other_fen"]),
+        terminal_number=int(difference["terminal_number"]).to_bytes(6, "big"),
+        terminal_sequence=int(difference["terminal_sequence"]),
+        journal_sequence=int(difference["journal_sequence"]),
+        own_settlement_date=int(difference["settlement_date"]),
+        own_local_time=int(difference["own_local_time"]),
+        other_local_time=int(difference["other_local_time"]),
+    )

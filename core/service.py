@@ -15,6 +15,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
 from yikatong.core import commands, deny_list, limits, queries
+from yikatong.core import commands, disputes, exceptions, limits, participant_files, payments, queries, reconcile
 from yikatong.core.clear import clear
 from yikatong.core.errors import DeadlineOver, InvalidRequest, Overloaded, YikatongError
 from yikatong.core.memory import Memory
@@ -27,6 +28,8 @@ from yikatong.v1 import (
     card_service_pb2,
     clearing_service_pb2,
     deny_list_service_pb2,
+    exception_service_pb2,
+    reconciliation_service_pb2,
     tap_service_pb2,
     terminal_service_pb2,
 )
@@ -46,6 +49,8 @@ SERVICES: Final = [
         terminal_service_pb2,
         clearing_service_pb2,
         deny_list_service_pb2,
+        reconciliation_service_pb2,
+        exception_service_pb2,
     )
     for descriptor in module.DESCRIPTOR.services_by_name.values()
 ]
@@ -119,6 +124,31 @@ class Service:
             "yikatong.v1.ClearingService": {
                 "GetOperatorTotals": self.get_operator_totals,
                 "GetTrialBalance": self._command(clearing_service_pb2.GetTrialBalanceRequest, commands.get_trial_balance),
+            },
+            "yikatong.v1.ReconciliationService": {
+                "IngestBankFile": self._command(reconciliation_service_pb2.IngestBankFileRequest, payments.ingest_bank_file),
+                "IngestParticipantFile": self.ingest_participant_file,
+                "ListDifferences": self._command(reconciliation_service_pb2.ListDifferencesRequest, exceptions.list_differences),
+                "ListInstructions": self._command(reconciliation_service_pb2.ListInstructionsRequest, payments.list_instructions),
+                "ReissueInstruction": self._command(
+                    reconciliation_service_pb2.ReissueInstructionRequest, payments.reissue_instruction
+                ),
+            },
+            "yikatong.v1.ExceptionService": {
+                "ListExceptions": self._command(exception_service_pb2.ListExceptionsRequest, exceptions.list_exceptions),
+                "GetException": self._command(exception_service_pb2.GetExceptionRequest, exceptions.get_exception),
+                "AssignException": self._command(exception_service_pb2.AssignExceptionRequest, exceptions.assign_exception),
+                "ResolveException": self._command(exception_service_pb2.ResolveExceptionRequest, exceptions.resolve_exception),
+                "ProposeAdjustment": self._command(exception_service_pb2.ProposeAdjustmentRequest, exceptions.propose_adjustment),
+                "ApproveAdjustment": self._command(exception_service_pb2.ApproveAdjustmentRequest, exceptions.approve_adjustment),
+                "RejectAdjustment": self._command(exception_service_pb2.RejectAdjustmentRequest, exceptions.reject_adjustment),
+                "GetAdjustment": self._command(exception_service_pb2.GetAdjustmentRequest, exceptions.get_adjustment),
+                "OpenDispute": self._command(exception_service_pb2.OpenDisputeRequest, disputes.open_dispute),
+                "RespondToDispute": self._command(exception_service_pb2.RespondToDisputeRequest, disputes.respond_to_dispute),
+                "DecideDispute": self._command(exception_service_pb2.DecideDisputeRequest, disputes.decide_dispute),
+                "WithdrawDispute": self._command(exception_service_pb2.WithdrawDisputeRequest, disputes.withdraw_dispute),
+                "GetDispute": self._command(exception_service_pb2.GetDisputeRequest, disputes.get_dispute),
+                "ListDisputes": self._command(exception_service_pb2.ListDisputesRequest, disputes.list_disputes),
             },
         }
 
@@ -273,6 +303,29 @@ class Service:
             return response.SerializeToString()
 
         return await asyncio.to_thread(work)
+
+    async def ingest_participant_file(self, request: bytes, deadline: float | None) -> bytes:
+        """ReconciliationService.IngestParticipantFile."""
+        message = parse(reconciliation_service_pb2.IngestParticipantFileRequest, request)
+        other = await asyncio.to_thread(participant_files.read, message)
+        before = await self._ask(lambda memory: participant_files.before(memory, message, other), deadline)
+        if not isinstance(before, int):
+            answer: bytes = before.SerializeToString()
+            return answer
+
+        def own_taps() -> reconcile.OwnTaps:
+            with self._core.journal.read() as reader:
+                return reconcile.own_taps(reader, before, other.settlement_date)
+
+        slots = await asyncio.to_thread(own_taps)
+        own = await self._ask(lambda memory: participant_files.named(memory, slots), deadline)
+        differences = await asyncio.to_thread(reconcile.reconcile_taps, own, other)
+        work = Work(
+            command=lambda memory, time_us: participant_files.book(memory, message, other, own, differences, time_us),
+            deadline=deadline,
+        )
+        response: Message = await self._submit(work)
+        return response.SerializeToString()
 
 
 def _sequence_of(memory: Memory, message: tap_service_pb2.GetTapRequest) -> int:

@@ -42,6 +42,13 @@ class Result(IntEnum):
     CARD_EXPIRED = 60
     CARD_DENIED = 61
     INSUFFICIENT_FUNDS = 70
+    SAME_ACTOR = 110
+    WRONG_STATE = 111
+    DEADLINE_PASSED = 112
+    DEADLINE_RUNNING = 113
+    ABOVE_CHARGE = 114
+    ALREADY_DISPUTED = 115
+    TOO_MANY_DIFFERENCES = 116
 
 
 def wire(code: int) -> Any:
@@ -96,6 +103,10 @@ class PostingKind(IntEnum):
     """Why a posting moved money (`transaction_type` of its record)."""
 
     NONE = 0
+    ADJUSTMENT = 40
+    DISPUTE = 41
+    PAYMENT = 42
+    PAYMENT_RETURN = 43
 
 
 class DocumentKind(IntEnum):
@@ -103,6 +114,13 @@ class DocumentKind(IntEnum):
 
     ACCOUNT = 1  # name of a named account → its number, 4 bytes
     ANSWER = 2  # request id → Answer
+    INSTRUCTION = 40  # instruction id → Instruction
+    BANK_STATEMENT = 41  # statement id → BankStatement
+    EXCEPTION = 42  # sequence of the event it came up in, 8 bytes, and its place there, 4 bytes → Exception
+    ADJUSTMENT = 43  # sequence of the event that proposed it, 8 bytes → Adjustment
+    DISPUTE = 44  # sequence of the event that opened it, 8 bytes → Dispute
+    DISPUTED_CHARGE = 45  # sequence of the charge, 8 bytes → key of the dispute
+    PARTICIPANT_FILES = 46  # settlement date in 8 digits, and the participant → ParticipantFiles
 
 
 NONE: Final = 0xFFFFFFFF
