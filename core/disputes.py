@@ -19,6 +19,7 @@ from yikatong.v1 import exception_service_pb2
 DAY_US: Final = 86_400_000_000
 _KEY_BYTES: Final = 8
 _DIGEST_BYTES: Final = 32
+_CHARGES: Final = ("CAPTURE", "CORRECTION")  # kinds of posting that are charges
 _parse = exception_service_pb2.Dispute.FromString
 
 
@@ -128,16 +129,14 @@ def _charge(memory: Memory, sequence: int, card: int) -> Any:
 
 
 def _is_charge(memory: Memory, record: Any, card: int) -> bool:
-    """Whether a journal record took money from one of a card's purses, and can be disputed: a correction of the city's own
-    cannot."""
+    """Whether a journal record took money from one of a card's purses for a ride or a purchase."""
     known = memory.engine.card(card)
     purses = {account for _, account in memory.named_accounts(f"{types.PURSE_PREFIX}{known['card_number']}:")}
     if int(record["card"]) != card or int(record["debit_account"]) not in {int(known["account"]), *purses}:
         return False
     if record["kind"] == RecordKind.TAP:
         return bool(record["result"] in types.CHARGED and record["amount_fen"])
-    own_corrections = (PostingKind.ADJUSTMENT, PostingKind.DISPUTE)
-    return bool(record["kind"] == RecordKind.POSTING and record["transaction_type"] not in own_corrections)
+    return bool(record["kind"] == RecordKind.POSTING and PostingKind(int(record["transaction_type"])).name in _CHARGES)
 
 
 # ---- ExceptionService ----

@@ -8,7 +8,7 @@ from yikatong.core import exceptions, limits
 from yikatong.core.bank_file import BankFile, read_bank_csv
 from yikatong.core.change import Change, answered
 from yikatong.core.errors import InvalidRequest
-from yikatong.core.files import UTC8, FileError
+from yikatong.core.files import UTC8, FileError, parse_date
 from yikatong.core.memory import OPERATOR_PREFIX, Memory
 from yikatong.core.paging import kept, page
 from yikatong.core.positions import FLOAT, Payee
@@ -106,14 +106,53 @@ def list_instructions(
     memory: Memory, request: reconciliation_service_pb2.ListInstructionsRequest, _: int
 ) -> reconciliation_service_pb2.ListInstructionsResponse:
     """ReconciliationService.ListInstructions."""
-    if not 20000101 <= request.settlement_date <= 20991231:
-        raise InvalidRequest("settlement_date", f"{request.settlement_date} is no date YYYYMMDD of 2000 to 2099")
+    _check_date(request.settlement_date)
     found, token = page(
         memory, DocumentKind.INSTRUCTION, _parse, size=request.page_size, token=request.page_token,
         prefix=f"{request.settlement_date}-".encode(),
         wanted=lambda instruction: not request.state or instruction.state == request.state,
     )  # fmt: skip
     return reconciliation_service_pb2.ListInstructionsResponse(instructions=found, next_page_token=token)
+
+
+def get_reconciliation(
+    memory: Memory, request: reconciliation_service_pb2.GetReconciliationRequest, _: int
+) -> reconciliation_service_pb2.GetReconciliationResponse:
+    """ReconciliationService.GetReconciliation."""
+    _check_date(request.settlement_date)
+    books: dict[str, reconciliation_service_pb2.ParticipantBooks] = {}
+
+    def of(participant: str) -> reconciliation_service_pb2.ParticipantBooks:
+        return books.setdefault(participant, reconciliation_service_pb2.ParticipantBooks(participant=participant))
+
+    for instruction in _of_date(memory, request.settlement_date):
+        state = InstructionState(instruction.state)
+        if state is not InstructionState.REISSUED:  # the one that stands in its place counts
+            of(instruction.participant).instructed_fen += instruction.amount_fen
+        if state is InstructionState.PAID:
+            of(instruction.participant).settled_fen += instruction.amount_fen
+    prefix = str(request.settlement_date).encode()
+    for key, value in memory.documents.scan(DocumentKind.PARTICIPANT_FILES, prefix):
+        if not key.startswith(prefix):
+            break
+        answer = reconciliation_service_pb2.IngestParticipantFileResponse.FromString(
+            journal_pb2.ParticipantFiles.FromString(value).response
+        )
+        row = of(key.removeprefix(prefix).decode())
+        row.has_file, row.file_fen, row.journal_fen = True, answer.file_fen, answer.journal_fen
+        row.differences = sum(count.count for count in answer.counts)
+    for row in books.values():
+        row.agrees = row.instructed_fen == row.settled_fen and not row.differences and row.file_fen == row.journal_fen
+    return reconciliation_service_pb2.GetReconciliationResponse(
+        participants=[books[name] for name in sorted(books)], agrees=all(row.agrees for row in books.values())
+    )
+
+
+def _check_date(date: int) -> None:
+    try:
+        parse_date(str(date))
+    except ValueError as error:
+        raise InvalidRequest("settlement_date", f"{date} is no date YYYYMMDD of 2000 to 2099") from error
 
 
 def reissue_instruction(

@@ -129,6 +129,9 @@ class Service:
                 "IngestBankFile": self._command(reconciliation_service_pb2.IngestBankFileRequest, payments.ingest_bank_file),
                 "IngestParticipantFile": self.ingest_participant_file,
                 "ListDifferences": self._command(reconciliation_service_pb2.ListDifferencesRequest, exceptions.list_differences),
+                "GetReconciliation": self._command(
+                    reconciliation_service_pb2.GetReconciliationRequest, payments.get_reconciliation
+                ),
                 "ListInstructions": self._command(reconciliation_service_pb2.ListInstructionsRequest, payments.list_instructions),
                 "ReissueInstruction": self._command(
                     reconciliation_service_pb2.ReissueInstructionRequest, payments.reissue_instruction

@@ -12,13 +12,13 @@ import grpc
 import numpy as np
 import pytest
 from city import new_card, new_terminal
-from harness import Harness, make_tap
+from harness import START_S, Harness, local_time_of, make_tap
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from yikatong.clients.connection import Connection
-from yikatong.core import disputes, exceptions, limits, payments, settle
+from yikatong.core import disputes, exceptions, files, limits, participant_files, payments, reconcile, settle, statement
 from yikatong.core.bank_file import BankEntry, BankStatus, bank_csv
 from yikatong.core.change import Change
 from yikatong.core.check import check
@@ -233,6 +233,106 @@ def test_issued_again_or_taken_back(core: Harness):
     ingest(core, "B-1", (BUS, 300, "UNKNOWN", 0))
     assert not payments.withdraw(core.memory, Change(core.memory, core.now_us), DATE)
     assert states(core) == {BUS: 4, CITY: 1}
+
+
+# ---- participants' files ----
+
+
+def own_file(core: Harness, date: int, rows: list[tuple[int, int, int]]) -> rec.IngestParticipantFileRequest:
+    """The bus company's file: (terminal sequence, fen, local time), all of one terminal."""
+    columns = np.array(rows, np.uint64).reshape(-1, 3)
+    terminal = np.array([int.from_bytes(TERMINAL, "big")], np.uint64)
+    taps = Taps(
+        terminal, np.zeros(len(rows), np.uint32), columns[:, 0].astype(np.uint32), columns[:, 1].astype(np.int64), columns[:, 2]
+    )
+    return rec.IngestParticipantFileRequest(request_id=request_id(), name="own", content=tap_csv("operator:bus", date, taps))
+
+
+def compare(core: Harness, request: rec.IngestParticipantFileRequest) -> rec.IngestParticipantFileResponse:
+    """What the service does with a participant's file, step by step."""
+    other = participant_files.read(request)
+    before = participant_files.before(core.memory, request, other)
+    if not isinstance(before, int):
+        return before
+    with core.journal.read() as reader:
+        own = participant_files.named(core.memory, reconcile.own_taps(reader, before, other.settlement_date))
+    differences = reconcile.reconcile_taps(own, other)
+    return core.ask(
+        lambda memory, message, time_us: participant_files.book(memory, message, other, own, differences, time_us), request
+    )
+
+
+def counted(answer: rec.IngestParticipantFileResponse) -> dict[str, int]:
+    return {rec.Difference.Kind.Name(each.kind).removeprefix("KIND_"): each.count for each in answer.counts}
+
+
+def close_date(core: Harness) -> None:
+    change = Change(core.memory, core.now_us)
+    change.close_date(max(core.engine.settlement_day, (core.now_s + 8 * 3600) // DAY_S))
+    change.commit("closed")
+    core.take()
+    core.commit()
+
+
+def test_a_tap_of_another_window_is_late_and_one_further_away_is_missing(core: Harness):
+    time = local_time_of(START_S)
+    first = charge(core, 1, 100)
+    assert core.get_tap(first).outcome.settlement_date == DATE
+    close_date(core)
+    second = charge(core, 2, 200)
+    assert core.get_tap(second).outcome.settlement_date == DATE + 1
+    close_date(core)
+    charge(core, 3, 300)
+    answer = compare(core, own_file(core, DATE, [(1, 100, time), (2, 200, time), (3, 300, time)]))
+    assert counted(answer) == {"LATE": 1, "MISSING_HERE": 1}
+    assert (answer.file_taps, answer.journal_taps, answer.file_fen, answer.journal_fen) == (3, 1, 600, 100)
+    missing, late = [each.difference for each in queue(core)]
+    assert (missing.terminal_sequence, missing.journal_sequence, missing.line) == (3, 0, 8)
+    assert (late.terminal_sequence, late.journal_sequence, late.own_settlement_date) == (2, second, DATE + 1)
+    assert counted(compare(core, own_file(core, DATE + 1, [(2, 200, time)]))) == {}
+    assert counted(compare(core, own_file(core, DATE + 2, []))) == {"MISSING_THERE": 1}
+    unknown = own_file(core, DATE, [])
+    unknown.content = files.with_digest(
+        unknown.content[: unknown.content.index(b"DIGEST")].replace(b"operator:bus", b"operator:no")
+    )
+    with pytest.raises(NotFound):
+        compare(core, unknown)
+
+
+def test_a_file_that_differs_in_everything_makes_no_exceptions(core: Harness, monkeypatch):
+    monkeypatch.setattr(limits, "DIFFERENCES_MAX", 5)
+    rows = [(number, 1, local_time_of(START_S)) for number in range(6)]
+    refused = compare(core, own_file(core, DATE, rows))
+    assert (refused.result, counted(refused)) == (Result.TOO_MANY_DIFFERENCES, {"MISSING_HERE": 6})
+    assert queue(core) == []
+    assert compare(core, own_file(core, DATE, rows[:5])).result == 1
+    assert len(queue(core)) == 5
+
+
+def test_three_books(core: Harness):
+    charge(core)
+
+    def books() -> tuple[bool, dict[str, tuple[int, int, bool, int, bool]]]:
+        response = core.command(payments.get_reconciliation, rec.GetReconciliationRequest(settlement_date=DATE))
+        return response.agrees, {
+            row.participant: (row.instructed_fen, row.settled_fen, row.has_file, row.differences, row.agrees)
+            for row in response.participants
+        }
+
+    assert books() == (True, {})
+    issue(core)
+    ingest(core, "B-1", (BUS, 300, "RETURNED", 0), (CITY, -45, "PAID", 45))
+    assert books() == (False, {"city:5840": (-45, -45, False, 0, True), "operator:bus": (300, 0, False, 0, False)})
+    again = core.ask(payments.reissue_instruction, rec.ReissueInstructionRequest(request_id=request_id(), instruction_id=BUS))
+    ingest(core, "B-2", (again.instruction.instruction_id, 300, "PAID", -300))
+    assert books() == (True, {"city:5840": (-45, -45, False, 0, True), "operator:bus": (300, 300, False, 0, True)})
+    compare(core, own_file(core, DATE, [(1, 299, local_time_of(START_S))]))
+    assert books()[1]["operator:bus"] == (300, 300, True, 1, False)
+    core.restart()
+    compare(core, own_file(core, DATE, [(1, 300, local_time_of(START_S))]))
+    assert books() == (True, {"city:5840": (-45, -45, False, 0, True), "operator:bus": (300, 300, True, 0, True)})
+    with pytest.raises(InvalidRequest):
+        core.command(payments.get_reconciliation, rec.GetReconciliationRequest(settlement_date=20250230))
 
 
 # ---- the queue ----
@@ -476,6 +576,28 @@ def test_legs_that_cannot_be(core: Harness, legs, error, field):
         propose(core, *legs)
     assert getattr(caught.value, "field", getattr(caught.value, "kind", "")) == field
     assert count_records(core) == before
+
+
+# ---- figures of a window ----
+
+
+def test_figures_are_counted_from_the_journal(core: Harness):
+    first = charge(core, 1)
+    core.pass_time(3_600)
+    for atc in (2, 3):
+        charge(core, atc)
+    declined = core.authorize(
+        make_tap(card_number="100", atc=4, amount_fen=99_999, terminal_number=TERMINAL, terminal_sequence=4)
+    )
+    assert declined.result == Result.INSUFFICIENT_FUNDS
+    last = charge(core, 5)
+    with core.journal.read() as reader:
+        whole = statement.figures_of(reader, 1, last)
+        part = statement.figures_of(reader, first + 1, last - 1)
+    assert whole.outcomes == {"ACCEPTED": 4, "INSUFFICIENT_FUNDS": 1}
+    assert {hour: taps for hour, taps in enumerate(whole.taps_per_hour) if taps} == {8: 1, 9: 3}  # it began at 8:30, UTC+8
+    assert part.outcomes == {"ACCEPTED": 2, "INSUFFICIENT_FUNDS": 1}
+    assert {hour: taps for hour, taps in enumerate(part.taps_per_hour) if taps} == {9: 2}
 
 
 # ---- disputes ----
