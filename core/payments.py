@@ -187,17 +187,24 @@ def reissue_instruction(
     return change.answer(request, response_type(result=wire(Result.ACCEPTED), instruction=new), "instruction-reissued")
 
 
+def read_bank_file(request: reconciliation_service_pb2.IngestBankFileRequest) -> BankFile:
+    """The file in a request, on any thread. Raises InvalidRequest with its line and field."""
+    try:
+        return read_bank_csv(request.name, request.content)
+    except FileError as error:
+        raise InvalidRequest("content", str(error)) from error
+
+
 def ingest_bank_file(
-    memory: Memory, request: reconciliation_service_pb2.IngestBankFileRequest, time_us: int
+    memory: Memory, request: reconciliation_service_pb2.IngestBankFileRequest, bank: BankFile, time_us: int
 ) -> reconciliation_service_pb2.IngestBankFileResponse:
-    """ReconciliationService.IngestBankFile."""
+    """ReconciliationService.IngestBankFile, for a request whose file has been read."""
     response_type = reconciliation_service_pb2.IngestBankFileResponse
     if (answer := answered(memory, request, response_type)) is not None:
         return answer
+    if (earlier := _read_before(memory, bank)) is not None:
+        return earlier
     try:
-        bank = read_bank_csv(request.name, request.content)
-        if (earlier := _read_before(memory, bank)) is not None:
-            return earlier
         known = _instructions_named(memory, bank)
         steps, differences = reconcile_bank(bank, {name: _known(instruction) for name, instruction in known.items()})
     except FileError as error:

@@ -126,7 +126,7 @@ class Service:
                 "GetTrialBalance": self._command(clearing_service_pb2.GetTrialBalanceRequest, commands.get_trial_balance),
             },
             "yikatong.v1.ReconciliationService": {
-                "IngestBankFile": self._command(reconciliation_service_pb2.IngestBankFileRequest, payments.ingest_bank_file),
+                "IngestBankFile": self.ingest_bank_file,
                 "IngestParticipantFile": self.ingest_participant_file,
                 "ListDifferences": self._command(reconciliation_service_pb2.ListDifferencesRequest, exceptions.list_differences),
                 "GetReconciliation": self._command(
@@ -306,6 +306,14 @@ class Service:
             return response.SerializeToString()
 
         return await asyncio.to_thread(work)
+
+    async def ingest_bank_file(self, request: bytes, deadline: float | None) -> bytes:
+        """ReconciliationService.IngestBankFile."""
+        message = parse(reconciliation_service_pb2.IngestBankFileRequest, request)
+        bank = await asyncio.to_thread(payments.read_bank_file, message)
+        work = Work(command=lambda memory, time_us: payments.ingest_bank_file(memory, message, bank, time_us), deadline=deadline)
+        response: Message = await self._submit(work)
+        return response.SerializeToString()
 
     async def ingest_participant_file(self, request: bytes, deadline: float | None) -> bytes:
         """ReconciliationService.IngestParticipantFile."""

@@ -100,11 +100,17 @@ def says(order: str, amount: int, status: str, booked: int, at_us: int) -> BankE
     )
 
 
+def booked(core: Harness, request: rec.IngestBankFileRequest) -> Any:
+    """What the service does with a bank file."""
+    bank = payments.read_bank_file(request)
+    return core.ask(lambda memory, message, time_us: payments.ingest_bank_file(memory, message, bank, time_us), request)
+
+
 def ingest(core: Harness, statement_id: str, *rows: tuple[str, int, str, int], account: str = "6234", **fields: Any) -> Any:
     entries = [says(*row, core.now_us) for row in rows]
     raw = bank_csv(statement_id, account, 1_000_000, entries)
     request = rec.IngestBankFileRequest(**({"request_id": request_id(), "name": "bank.csv", "content": raw} | fields))
-    return core.ask(payments.ingest_bank_file, request)
+    return booked(core, request)
 
 
 def states(core: Harness) -> dict[str, int]:
@@ -158,10 +164,10 @@ def test_a_statement_is_booked_once(core: Harness):
     issue(core)
     entries = [says(BUS, 300, "PAID", -300, core.now_us)]
     request = rec.IngestBankFileRequest(request_id=request_id(), name="b", content=bank_csv("B-1", "6234", 0, entries))
-    first = core.ask(payments.ingest_bank_file, request)
+    first = booked(core, request)
     for _ in range(2):
         for repeated in (request, rec.IngestBankFileRequest(request_id=request_id(), name="b2", content=request.content)):
-            again = core.ask(payments.ingest_bank_file, repeated)
+            again = booked(core, repeated)
             assert again.duplicate
             again.duplicate = False
             assert again == first
@@ -917,6 +923,21 @@ def test_a_participants_file_over_grpc(connection: Connection, key_set: KeySet):
         send(rows, content=b"HEADER,encoding,UTF-8\n")
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert "own.csv:" in caught.value.details()
+
+
+def test_a_bank_file_over_grpc(connection: Connection):
+    """It is refused with its line and field; an empty one is booked, once."""
+    request = rec.IngestBankFileRequest(request_id=request_id(), name="b.csv", content=bank_csv(secrets.token_hex(8), "6", 0, []))
+    answer = connection.reconciliation.IngestBankFile(request)
+    assert (answer.result, answer.paid, answer.duplicate) == (1, 0, False)
+    assert connection.reconciliation.IngestBankFile(request).duplicate
+    wrong = rec.IngestBankFileRequest(
+        request_id=request_id(), name="b.csv", content=request.content.replace(b"opening_balance,0.00", b"opening_balance,0.01")
+    )
+    with pytest.raises(grpc.RpcError) as caught:
+        connection.reconciliation.IngestBankFile(wrong)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "b.csv:10: DIGEST" in caught.value.details()
 
 
 def test_documents_of_the_books_have_kinds_of_their_own():

@@ -97,6 +97,36 @@ def test_bank_file_with_a_wrong_digest_or_in_another_encoding(encoding):
     assert caught.value.line == 11
 
 
+@given(st.data())
+def test_any_byte_of_a_bank_file_altered_is_found(data):
+    raw = bytearray(bank_example(data.draw(st.sampled_from(["UTF-8", "GB18030"]))))
+    at = data.draw(st.integers(0, len(raw) - 2))  # the last byte is the end of the last line, which says nothing
+    raw[at] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(FileError):
+        read_bank_csv("bank.csv", bytes(raw))
+
+
+CELL = st.sampled_from(["", "0", "-0", "-0.00", "1e5", "9" * 40, "PAID", "\0", '"', "\u2028", "0001-01-01T00:00:00+08:00", "=1"])
+
+
+@settings(max_examples=300)
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 8), CELL | st.text(max_size=8)), min_size=1, max_size=6))
+def test_a_bank_file_with_any_cells_is_read_or_refused(edits):
+    """With a digest that agrees, so that it is the fields that are looked at; nothing but FileError is raised."""
+    lines = [line.split(",") for line in bank_example().decode().splitlines()[:-1]]
+    for line, cell, text in edits:
+        cells = lines[line % len(lines)]
+        cells[cell % len(cells)] = text
+    raw = "".join(",".join(cells) + "\n" for cells in lines).encode("utf-8", "surrogatepass")
+    for content in (files.with_digest(raw), raw):
+        try:
+            read = read_bank_csv("bank.csv", content)
+        except FileError as error:
+            assert error.line >= 1
+        else:
+            assert read.opening_fen + sum(entry.booked_fen for entry in read.entries) == read.closing_fen
+
+
 # ---- the life of an instruction ----
 
 LIFE = {
