@@ -68,26 +68,22 @@ def reconcile_taps(own: OwnTaps, other: TapFile) -> Array:
     """Differences (DIFFERENCE), by kind and then by line and journal sequence. A tap of the file is matched by terminal and
     terminal sequence; its first line is the tap, further ones are duplicates. One tap can differ in more than one way."""
     window = other.settlement_date
-    own_key, other_key = _keys(own.taps, other.taps)
-    # 1. The file's rows in order of key, and of line under the same key; those behind the first are duplicates.
-    other_order = _in_order(other_key)
-    sorted_key = other_key[other_order]
-    first = np.ones(len(sorted_key), bool)
-    first[1:] = sorted_key[1:] != sorted_key[:-1]
-    duplicate = other_order[~first]
-    other_order, sorted_key = other_order[first], sorted_key[first]
-    # 2. Each of them is looked for among the journal's. Both are in order, so the search goes along memory.
-    own_order = np.argsort(own_key)
-    own_sorted = own_key[own_order]
-    place = np.searchsorted(own_sorted, sorted_key)
-    found = place < len(own_sorted)
-    found[found] = own_sorted[place[found]] == sorted_key[found]
-    ours, theirs = own_order[place[found]], other_order[found]
+    # 1. Both sides' taps in order of terminal and sequence; under the same, the journal's first, then the file's line by line.
+    is_other, place, is_first = _in_order(own.taps, other.taps)
+    # 2. What follows on the journal's tap of the same terminal and sequence is its partner; what follows on another row of the
+    #    file is a duplicate of that.
+    follows_own, follows_other = np.zeros(len(place), bool), np.zeros(len(place), bool)
+    follows_own[1:] = ~is_first[1:] & ~is_other[:-1]
+    follows_other[1:] = ~is_first[1:] & is_other[:-1]
+    theirs = place[follows_own]
+    is_partner = np.zeros(len(place), bool)
+    is_partner[:-1] = follows_own[1:]
+    ours = place[is_partner]
+    duplicate = place[follows_other]
     # 3. What has no partner on the other side. The windows next to this one are nothing that the file should have.
-    partner = np.zeros(len(own_key), bool)
-    partner[ours] = True
-    missing_there = np.flatnonzero(~partner & (own.settlement_date == window))
-    missing_here = other_order[~found]
+    missing_here = place[is_other & is_first]
+    missing_there = place[~is_other & ~is_partner]
+    missing_there = missing_there[own.settlement_date[missing_there] == window]
     # 4. What has one, but differs.
     amount = own.taps.amount_fen[ours] != other.taps.amount_fen[theirs]
     late = own.settlement_date[ours] != window
@@ -104,21 +100,39 @@ def reconcile_taps(own: OwnTaps, other: TapFile) -> Array:
     return np.concatenate([part[np.lexsort((part["journal_sequence"], part["line"]))] for part in differences])
 
 
-def _keys(own: Taps, other: Taps) -> tuple[Array, Array]:
-    """One number for each tap, the same on both sides for the same terminal and sequence."""
+_WORD_BITS: Final = 64
+
+
+def _in_order(own: Taps, other: Taps) -> tuple[Array, Array, Array]:
+    """All taps in order of terminal, sequence, side and place: whether it is the other side's, its place there, and whether it is
+    the first of its terminal and sequence."""
+    # Where all four fit into one word, words are sorted, which is several times faster than sorting places by keys.
     terminals = np.union1d(own.terminals, other.terminals)
-    return tuple(  # type: ignore[return-value]
-        np.searchsorted(terminals, taps.terminals).astype(np.uint64)[taps.terminal] << np.uint64(32) | taps.sequence
-        for taps in (own, other)
-    )
-
-
-def _in_order(keys: Array) -> Array:
-    """Places in order of key, and in their own order under the same key. Sorting without that promise is much faster, and
-    hardly any file needs it."""
-    order = np.argsort(keys)
-    ordered = keys[order]
-    return np.argsort(keys, kind="stable") if np.any(ordered[1:] == ordered[:-1]) else order
+    sequence_max = max((int(taps.sequence.max()) for taps in (own, other) if len(taps)), default=0)
+    sequence_bits = sequence_max.bit_length()
+    place_bits = max(len(own), len(other)).bit_length()
+    bits = len(terminals).bit_length() + sequence_bits + 1 + place_bits
+    words = np.empty(len(own) + len(other), np.uint64)
+    for taps, part in ((own, words[: len(own)]), (other, words[len(own) :])):
+        part[:] = np.searchsorted(terminals, taps.terminals).astype(np.uint64)[taps.terminal]
+        part <<= np.uint64(sequence_bits)
+        part |= taps.sequence
+    if bits <= _WORD_BITS:
+        words <<= np.uint64(1 + place_bits)
+        words[: len(own)] |= np.arange(len(own), dtype=np.uint64)
+        words[len(own) :] |= np.arange(len(other), dtype=np.uint64) | np.uint64(1 << place_bits)
+        words.sort()
+        place = (words & np.uint64((1 << place_bits) - 1)).astype(np.intp)
+        is_other = (words >> np.uint64(place_bits) & np.uint64(1)).astype(bool)
+        words >>= np.uint64(1 + place_bits)
+    else:
+        place = np.argsort(words, kind="stable")
+        words = words[place]
+        is_other = place >= len(own)
+        place[is_other] -= len(own)
+    is_first = np.ones(len(words), bool)
+    is_first[1:] = words[1:] != words[:-1]
+    return is_other, place, is_first
 
 
 def _differences(kind: DifferenceKind, own: OwnTaps, ours: Array, other: TapFile, theirs: Array) -> Array:

@@ -355,9 +355,10 @@ def books(draw):
     return journal, rows, edits
 
 
-@settings(max_examples=400)
+@pytest.mark.parametrize("word_bits", [64, 8], ids=["words", "places"])
+@settings(max_examples=300)
 @given(books())
-def test_edits_are_found_as_what_they_are_and_nothing_else(made):
+def test_edits_are_found_as_what_they_are_and_nothing_else(word_bits, made):
     journal, rows, edits = made
     own = OwnTaps(
         taps_of([(*key, fen, time) for key, (fen, time, _) in journal.items()]),
@@ -365,7 +366,9 @@ def test_edits_are_found_as_what_they_are_and_nothing_else(made):
         np.arange(101, 101 + len(journal), dtype=np.uint64),
     )
     read = read_tap_csv("t", tap_csv("operator:bus", DAY, taps_of(rows)))
-    found = reconcile.reconcile_taps(own, read)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reconcile, "_WORD_BITS", word_bits)
+        found = reconcile.reconcile_taps(own, read)
     told = sorted((int(row["terminal_number"]), int(row["terminal_sequence"]), int(row["kind"])) for row in found)
     assert told == sorted((*key, int(kind)) for key, kinds in edits.items() for kind in kinds)
     sequences = dict(zip(journal, range(101, 101 + len(journal)), strict=True))
