@@ -3,6 +3,8 @@
 A participant may send a better file for the same date: what it no longer differs in is resolved, what it still differs in stays
 the exception that it was."""
 
+import mmap
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -12,8 +14,10 @@ from yikatong.core.change import Change, answered
 from yikatong.core.errors import InvalidRequest, NotFound
 from yikatong.core.exceptions import ExceptionEvent, advance, note, of_event, open_exception
 from yikatong.core.files import FileError
-from yikatong.core.memory import Memory
+from yikatong.core.journal import Journal, JournalReader
+from yikatong.core.memory import EngineSettings, Memory
 from yikatong.core.reconcile import Array, OwnTaps
+from yikatong.core.store import DataDirectory
 from yikatong.core.tap_file import TapFile, read_tap_csv
 from yikatong.core.types import DocumentKind, Result, wire
 from yikatong.v1 import journal_pb2, reconciliation_service_pb2
@@ -90,6 +94,29 @@ def book(memory: Memory, request: Request, other: TapFile, own: OwnTaps, differe
     )
     change.put(DocumentKind.PARTICIPANT_FILES, _key(other), kept.SerializeToString(deterministic=True))
     return change.answer(request, response, "participant-file-compared")
+
+
+def compare_offline(path: Path, file: Path, settings: EngineSettings) -> tuple[TapFile, OwnTaps, Array]:
+    """A file of any size, held against a data directory (a server may be running): the file, the journal's taps, and the
+    differences. Nothing is booked. Raises FileError, NotFound or DataError."""
+    try:
+        with file.open("rb") as opened:
+            raw = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:  # ValueError: it is empty
+        raise FileError(str(file), 0, "", f"cannot be read: {error}") from error
+    other = read_tap_csv(str(file), memoryview(raw))
+    with DataDirectory(path, readonly=True) as directory:
+        memory = Memory(directory, Journal(directory.journal), [], settings)
+        try:
+            memory.restore()
+            account = memory.account(other.participant)
+            if account is None:
+                raise NotFound("participant", other.participant)
+            with JournalReader(directory.journal) as reader:
+                own = named(memory, reconcile.own_taps(reader, account, other.settlement_date))
+        finally:
+            memory.close()
+    return other, own, reconcile.reconcile_taps(own, other)
 
 
 def _key(other: TapFile) -> bytes:

@@ -315,6 +315,30 @@ def test_a_file_that_differs_in_everything_makes_no_exceptions(core: Harness, mo
     assert len(queue(core)) == 5
 
 
+def test_a_file_against_a_data_directory(tmp_path: Path):
+    path = tmp_path / "own.csv"
+    with Harness(tmp_path / "data") as core:
+        core.register_card("100")
+        core.register_terminal(TERMINAL, "bus")
+        core.top_up("100", 10_000)
+        sequence = charge(core, 1, 100)
+        core.checkpoint()
+        charge(core, 2, 200)
+        path.write_bytes(own_file(core, DATE, [(1, 101, local_time_of(START_S)), (2, 200, local_time_of(START_S))]).content)
+    other, own, differences = participant_files.compare_offline(tmp_path / "data", path, core.settings)
+    assert (len(other.taps), len(own.taps)) == (2, 2)
+    (only,) = differences
+    assert (only["kind"], only["own_fen"], only["other_fen"]) == (reconcile.DifferenceKind.AMOUNT, 100, 101)
+    assert only["journal_sequence"] == sequence
+    for content in (b"", b"HEADER,encoding,UTF-8\n"):
+        path.write_bytes(content)
+        with pytest.raises(files.FileError, match=r"own\.csv:"):
+            participant_files.compare_offline(tmp_path / "data", path, core.settings)
+    path.unlink()
+    with pytest.raises(files.FileError, match="cannot be read"):
+        participant_files.compare_offline(tmp_path / "data", path, core.settings)
+
+
 def test_three_books(core: Harness):
     charge(core)
 
