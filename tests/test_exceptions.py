@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from city import new_card, new_terminal
 from harness import START_S, Harness, local_time_of, make_tap
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
@@ -239,6 +239,62 @@ def test_issued_again_or_taken_back(core: Harness):
     ingest(core, "B-1", (BUS, 300, "UNKNOWN", 0))
     assert not payments.withdraw(core.memory, Change(core.memory, core.now_us), DATE)
     assert states(core) == {BUS: 4, CITY: 1}
+
+
+ROWS = st.lists(
+    st.tuples(st.sampled_from([0, 1]), st.sampled_from(["PAID", "RETURNED", "UNKNOWN"]), st.sampled_from([0, 0, 0, 1])),
+    max_size=2,
+    unique_by=lambda row: row[0],
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(ROWS, min_size=1, max_size=8), st.data())
+def test_any_statements_leave_the_money_where_the_bank_has_it(tmp_path_factory, statements, data):
+    """What has been posted is what the instructions that stand as paid come to, whatever the bank says, in any order and more
+    than once; what was not posted became an exception."""
+    with Harness(tmp_path_factory.mktemp("books") / "data") as core:
+        core.register_card("100")
+        core.register_terminal(TERMINAL, "bus")
+        core.top_up("100", 10_000)
+        charge(core)
+        issue(core)
+        amounts = {BUS: 300, CITY: -45}
+        orders = [BUS, CITY]
+        for number, rows in enumerate(statements):
+            if data.draw(st.integers(0, 3)) == 0:
+                core.restart()
+            before = states(core)
+            entries = []
+            for which, status, off in rows:
+                order = orders[which]
+                booked_fen = {"PAID": -amounts[order], "UNKNOWN": 0}.get(status)
+                if booked_fen is None:
+                    booked_fen = amounts[order] if before[order] == rec.Instruction.STATE_PAID else 0
+                entries.append((order, amounts[order] + off, status, booked_fen))
+            answer = ingest(core, f"B-{number}", *entries)
+            after = states(core)
+            assert answer.paid + answer.returned + answer.unknown + answer.differences >= len(entries)
+            for which, status, off in rows:
+                order = orders[which]
+                if off:
+                    assert after[order] == (4 if before[order] in (1, 4) else before[order])
+                else:
+                    wanted = LIFE_WORDS[before[order]][status]
+                    assert after[order] == (before[order] if wanted is None else rec.Instruction.State.Value(f"STATE_{wanted}"))
+            paid = {order: amount for order, amount in amounts.items() if after[order] == rec.Instruction.STATE_PAID}
+            assert balance_fen(core, BANK) == sum(paid.values())
+            assert balance_fen(core, "operator:bus") == 300 - paid.get(BUS, 0)
+            assert balance_fen(core, "city:5840") == -paid.get(CITY, 0)
+            assert core.engine.imbalance_fen() == 0
+
+
+LIFE_WORDS = {
+    1: {"PAID": "PAID", "RETURNED": "RETURNED", "UNKNOWN": "UNKNOWN"},
+    2: {"PAID": None, "RETURNED": "RETURNED", "UNKNOWN": None},
+    3: {"PAID": None, "RETURNED": None, "UNKNOWN": None},
+    4: {"PAID": "PAID", "RETURNED": "RETURNED", "UNKNOWN": "UNKNOWN"},
+}
 
 
 # ---- participants' files ----
