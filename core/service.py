@@ -14,8 +14,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
-from yikatong.core import commands, deny_list, limits, queries
-from yikatong.core import commands, disputes, exceptions, limits, participant_files, payments, queries, reconcile
+from yikatong.core import commands, deny_list, disputes, exceptions, limits, participant_files, payments, queries, reconcile
 from yikatong.core.clear import clear
 from yikatong.core.errors import DeadlineOver, InvalidRequest, Overloaded, YikatongError
 from yikatong.core.memory import Memory
