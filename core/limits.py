@@ -82,6 +82,18 @@ DISPUTE_OPEN_DAYS: Final = 90  # after the charge
 DISPUTE_RESPOND_DAYS: Final = 7  # for the operator, from the opening on
 DISPUTE_DECIDE_DAYS: Final = 30  # for the city, from the opening on
 SCAN_DOCUMENTS_MAX: Final = 4_000  # looked at for one page, some ms of the writer's time; a page may then be short
+# ---- authorisations and purses ----
+AUTHORIZATION_FEN_MAX: Final = 100_000_000  # a million yuan, as for top-ups
+HOLD_S_DEFAULT: Final = 7 * 86_400
+HOLD_S_MAX: Final = 31 * 86_400  # hotels and rentals hold longest: a month
+OPERATIONS_MAX: Final = 100  # of one authorisation: its document is written anew with each, so the cost grows with their square
+EXPIRIES_MAX: Final = 256  # let go before one command: some milliseconds, and once a second is more than a city makes
+PURSES_OF_CARD_MAX: Final = 16  # restricted ones, closed ones too: all are looked at by each payment
+LEGS_MAX: Final = PURSES_OF_CARD_MAX + 1 + 4  # of one payment: all purses, the general one, some bank accounts
+PURSE_ORDER_MAX: Final = 1_000_000
+PURSE_VALIDITY_DAYS_MAX: Final = 3_660
+LIMITS_MAX: Final = 256  # in a rule file: each payment looks at all
+LIMIT_FEN_MAX: Final = 1 << 52
 
 # ---- files ----
 JOURNAL_MAP_BYTES: Final = 1 << 42  # address space, not disk: 4 TiB, some thirty thousand million records
