@@ -11,11 +11,14 @@ from grpc_status import rpc_status
 
 from yikatong.v1 import (
     account_service_pb2_grpc,
+    authorization_service_pb2_grpc,
     card_service_pb2_grpc,
     clearing_service_pb2_grpc,
     deny_list_service_pb2_grpc,
     exception_service_pb2_grpc,
     reconciliation_service_pb2_grpc,
+    merchant_service_pb2_grpc,
+    purse_service_pb2_grpc,
     tap_service_pb2_grpc,
     terminal_service_pb2_grpc,
 )
@@ -51,6 +54,9 @@ class Connection:
         self.clearing = clearing_service_pb2_grpc.ClearingServiceStub(self.channel)
         self.reconciliation = reconciliation_service_pb2_grpc.ReconciliationServiceStub(self.channel)
         self.exceptions = exception_service_pb2_grpc.ExceptionServiceStub(self.channel)
+        self.authorizations = authorization_service_pb2_grpc.AuthorizationServiceStub(self.channel)
+        self.merchants = merchant_service_pb2_grpc.MerchantServiceStub(self.channel)
+        self.purses = purse_service_pb2_grpc.PurseServiceStub(self.channel)
 
     def close(self) -> None:
         self.channel.close()

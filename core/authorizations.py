@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from yikatong.core import limits, purses, queries
 from yikatong.core.change import Change, answered
 from yikatong.core.commands import CARD_NUMBER_WANTED, check_items
-from yikatong.core.errors import InvalidRequest, NotFound
+from yikatong.core.errors import InvalidRequest, NotFound, Overloaded
 from yikatong.core.memory import Memory
 from yikatong.core.merchants import CATEGORY_WANTED, PARTY_ID_WANTED, account_name, find_merchant, is_party_id
 from yikatong.core.paying import Part, Refusal, Source, split, split_as_asked, take_in_order, take_in_reverse
@@ -88,6 +88,11 @@ OPEN: Final = (State.HELD, State.PARTIALLY_CAPTURED)
 """The states in which something is on hold."""
 
 
+def is_open(authorization: Authorization) -> bool:
+    """Whether something is on hold."""
+    return State(authorization.state) in OPEN
+
+
 # ---- documents ----
 #
 # AUTHORIZATION          id (8)                        → Authorization
@@ -159,7 +164,7 @@ class _Work:
         self.time_us = time_us
         self.counters = counters
         self.card = int(memory.engine.find_card(authorization.card_number))
-        self._expiry_before = _expiry_key(authorization) if authorization.state in OPEN else b""
+        self._expiry_before = _expiry_key(authorization) if is_open(authorization) else b""
         self._general = purses.general_account(memory, self.card)
         self._available_fen = purses.available_fen(memory, self._general)
 
@@ -334,7 +339,7 @@ class _Work:
         own.held_fen = sum(leg.held_fen for leg in own.legs)
         own.captured_fen = sum(leg.captured_fen for leg in own.legs)
         own.refunded_fen = sum(leg.refunded_fen for leg in own.legs)
-        expiry = _expiry_key(own) if own.state in OPEN else b""
+        expiry = _expiry_key(own) if is_open(own) else b""
         if self._expiry_before and self._expiry_before != expiry:
             self.change.delete(DocumentKind.AUTHORIZATION_EXPIRY, self._expiry_before)
         if expiry and self._expiry_before != expiry:
@@ -352,7 +357,7 @@ def _held(authorization: Authorization) -> list[int]:
 
 def is_over(authorization: Authorization, time_us: int) -> bool:
     """Whether something is on hold past its time."""
-    return authorization.state in OPEN and authorization.expires_time_us <= time_us
+    return is_open(authorization) and authorization.expires_time_us <= time_us
 
 
 def expire_due(memory: Memory, time_us: int) -> int:
@@ -483,13 +488,16 @@ def authorize(rules: PurseRules, memory: Memory, request: pb.AuthorizeRequest, t
 def batch_authorize(
     rules: PurseRules, memory: Memory, request: pb.BatchAuthorizeRequest, time_us: int
 ) -> pb.BatchAuthorizeResponse:
-    """AuthorizationService.BatchAuthorize."""
+    """AuthorizationService.BatchAuthorize. Raises Overloaded when the group commit is full before the end, as payments over many
+    purses may make it; what was done by then is found done when the batch comes again."""
     check_items("requests", request.requests)
     response = pb.BatchAuthorizeResponse()
     for item in request.requests:
         if malformed := _malformed_authorize(item):
             response.responses.add(result=wire(malformed.result), invalid_field=malformed.field)
             continue
+        if memory.engine.pending_records + limits.LEGS_MAX + 2 > limits.GROUP_RECORDS_MAX:
+            raise Overloaded("the batch holds more than one group commit takes; send it again for the rest")
         try:
             response.responses.append(_authorize(rules, memory, item, time_us))
         except InvalidRequest as error:
@@ -514,6 +522,7 @@ def _authorize(rules: PurseRules, memory: Memory, request: pb.AuthorizeRequest, 
 
     authorization = Authorization(
         authorization_id=change.sequence,
+        state=wire(State.DECLINED),  # until it is held
         acquirer_id=request.acquirer_id,
         merchant_id=request.merchant_id,
         merchant_category=request.merchant_category,
@@ -528,7 +537,6 @@ def _authorize(rules: PurseRules, memory: Memory, request: pb.AuthorizeRequest, 
     paid = _who_pays(rules, work, request.amount_fen, request.legs)
     operation = 0
     if isinstance(paid, Refusal):
-        authorization.state = wire(State.DECLINED)
         authorization.result, authorization.limit_id = wire(paid.result), paid.limit_id
     else:
         authorization.state, authorization.result = wire(State.HELD), wire(Result.ACCEPTED)
@@ -575,9 +583,7 @@ def _who_pays(rules: PurseRules, work: _Work, amount_fen: int, asked: Sequence[p
     if asked:
         sources: dict[str, Source] = {}
         for leg in asked:
-            source = purses.named_source(
-                memory, rules, card, own.card_number, own.merchant_category, date, overdraft, leg.purse
-            )
+            source = purses.named_source(memory, rules, card, own.card_number, own.merchant_category, date, overdraft, leg.purse)
             if isinstance(source, Result):
                 return Refusal(source)
             sources[leg.purse] = source
@@ -633,7 +639,7 @@ def _operate(
         counters.put(change)
     _keep_asked(change, request.request_id, _Asked(authorization.authorization_id, operation, request.acquirer_id))
     _fill(answer, work)
-    name = pb.AuthorizationOperationKind.Name(done.kind).rpartition("_")[2].lower() if operation else "refused"
+    name = "refused" if isinstance(done, Refusal) else pb.AuthorizationOperationKind.Name(done.kind).rpartition("_")[2].lower()
     return change.answer(request, answer, f"authorization-{name}")  # type: ignore[no-any-return]
 
 
@@ -775,9 +781,7 @@ def refund(memory: Memory, request: pb.RefundRequest, time_us: int) -> pb.Refund
 # ---- reversal ----
 
 
-def reverse_transaction(
-    memory: Memory, request: pb.ReverseTransactionRequest, time_us: int
-) -> pb.ReverseTransactionResponse:
+def reverse_transaction(memory: Memory, request: pb.ReverseTransactionRequest, time_us: int) -> pb.ReverseTransactionResponse:
     """AuthorizationService.ReverseTransaction."""
     _check_ids(request)
     if len(request.original_request_id) != 16:
@@ -805,7 +809,7 @@ def reverse_transaction(
             work.put()
             counters.put(change)
         _fill(response, work)
-    if response.result == Result.ACCEPTED:
+    if response.result == wire(Result.ACCEPTED):
         key = request.original_request_id + request.acquirer_id.encode()
         change.put(DocumentKind.AUTHORIZATION_REVERSAL, key, b"\1")
     own = _Asked(response.authorization_id, operation, request.acquirer_id)
@@ -911,9 +915,7 @@ def get_authorization(memory: Memory, request: pb.GetAuthorizationRequest, time_
     return pb.GetAuthorizationResponse(authorization=found)
 
 
-def list_authorizations(
-    memory: Memory, request: pb.ListAuthorizationsRequest, time_us: int
-) -> pb.ListAuthorizationsResponse:
+def list_authorizations(memory: Memory, request: pb.ListAuthorizationsRequest, time_us: int) -> pb.ListAuthorizationsResponse:
     """AuthorizationService.ListAuthorizations."""
     size = queries.page_size(request.page_size)
     listing = _listing(memory, request)

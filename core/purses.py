@@ -204,9 +204,7 @@ def open_purse(
     return change.answer(request, response, "purse-opened")
 
 
-def fund_purse(
-    memory: Memory, request: purse_service_pb2.FundPurseRequest, time_us: int
-) -> purse_service_pb2.FundPurseResponse:
+def fund_purse(memory: Memory, request: purse_service_pb2.FundPurseRequest, time_us: int) -> purse_service_pb2.FundPurseResponse:
     """PurseService.FundPurse."""
     _check_card_and_purse(request)
     if not 1 <= request.amount_fen <= limits.TOP_UP_FEN_MAX:
@@ -215,10 +213,11 @@ def fund_purse(
         return again
     change = Change(memory, time_us)
     response = purse_service_pb2.FundPurseResponse()
-    card, purse, response.result = _find(memory, request.card_number, request.purse_id)
+    card, purse, result = _find(memory, request.card_number, request.purse_id)
     if purse is not None and state_at(purse, settlement_date(time_us)) == EXPIRED:
-        response.result = wire(Result.PURSE_EXPIRED)
-    if purse is None or response.result != Result.ACCEPTED:
+        result = Result.PURSE_EXPIRED
+    response.result = wire(result)
+    if purse is None or result is not Result.ACCEPTED:
         return change.answer(request, response, "purse-declined")
     account, funder = _accounts(memory, purse)
     change.move(funder, account, request.amount_fen, PostingKind.PURSE_FUNDING, card)
@@ -235,7 +234,8 @@ def close_purse(
         return again
     change = Change(memory, time_us)
     response = purse_service_pb2.ClosePurseResponse()
-    card, purse, response.result = _find(memory, request.card_number, request.purse_id)
+    card, purse, result = _find(memory, request.card_number, request.purse_id)
+    response.result = wire(result)
     if purse is None:
         return change.answer(request, response, "purse-declined")
     account, funder = _accounts(memory, purse)
@@ -249,15 +249,15 @@ def close_purse(
     return change.answer(request, response, "purse-closed")
 
 
-def _find(memory: Memory, card_number: str, purse_id: str) -> tuple[int, Purse | None, purse_service_pb2.Result]:
+def _find(memory: Memory, card_number: str, purse_id: str) -> tuple[int, Purse | None, Result]:
     """Card slot and a purse that is not closed; or None and why."""
     card = memory.engine.find_card(card_number)
     if card == NONE:
-        return card, None, wire(Result.UNKNOWN_CARD)
+        return card, None, Result.UNKNOWN_CARD
     purse = find_purse(memory, card, purse_id)
     if purse is None or purse.state == CLOSED:
-        return card, None, wire(Result.PURSE_UNKNOWN)
-    return card, purse, wire(Result.ACCEPTED)
+        return card, None, Result.PURSE_UNKNOWN
+    return card, purse, Result.ACCEPTED
 
 
 def _accounts(memory: Memory, purse: Purse) -> tuple[int, int]:

@@ -23,6 +23,8 @@ from yikatong.core.config import Settings
 from yikatong.core.errors import ConfigError
 from yikatong.core.memory import EngineSettings, Progress
 from yikatong.core.metrics import Metrics
+from yikatong.core.rules import purse_rules
+from yikatong.core.rules.purse_rules import PurseRules
 from yikatong.core.service import SERVICES, Service, deliver_to
 from yikatong.core.store import DataDirectory
 from yikatong.core.tap import TapRules
@@ -110,8 +112,11 @@ class MetricsObserver(Metrics):
 class Server:
     """Made by `start`; `service_port` and `metrics_port` are the ports that were bound."""
 
-    def __init__(self, settings: Settings, directory: DataDirectory, core: Core, metrics: MetricsObserver) -> None:
+    def __init__(
+        self, settings: Settings, directory: DataDirectory, core: Core, metrics: MetricsObserver, rules: PurseRules
+    ) -> None:
         self.settings = settings
+        self._purse_rules = rules
         self.core = core
         self.metrics = metrics
         self._directory = directory
@@ -125,7 +130,7 @@ class Server:
 
     @classmethod
     async def start(cls, settings: Settings, progress: Progress = lambda done, total: None) -> "Server":
-        """Open the data directory, restore, and listen. Raises ConfigError or DataError; then nothing is left open."""
+        """Open the data directory, restore, and listen. Raises ConfigError, RuleError or DataError; then nothing is left open."""
         sys.setswitchinterval(GIL_SWITCH_S)
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # connections take a descriptor each
@@ -135,6 +140,7 @@ class Server:
                 raise ConfigError(name, "is not set")
         tls = None if settings.insecure else _tls_context(settings)
         key_sets = keys.load(Path(settings.keys))
+        rules = purse_rules.read(Path(settings.purse_rules)) if settings.purse_rules else purse_rules.read()
         loop = asyncio.get_running_loop()
         directory = DataDirectory(Path(settings.data))
         metrics = MetricsObserver(key_versions={key_set.key_version for key_set in key_sets})
@@ -143,7 +149,7 @@ class Server:
             core = await asyncio.to_thread(
                 lambda: Core(directory, key_sets, core_settings(settings), deliver_to(loop), metrics, progress=progress)
             )
-            server = cls(settings, directory, core, metrics)
+            server = cls(settings, directory, core, metrics, rules)
             await server._listen(tls)
             return server
         except BaseException:
@@ -155,7 +161,7 @@ class Server:
     async def _listen(self, tls: ssl.SSLContext | None) -> None:
         settings = self.settings
         self.metrics.watch_deny_list(lambda: self.core.deny_list)
-        self._grpc.add_generic_rpc_handlers(Service(self.core, self.metrics).handlers())
+        self._grpc.add_generic_rpc_handlers(Service(self.core, self.metrics, self._purse_rules).handlers())
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         names = [*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME, "grpc.reflection.v1.ServerReflection"]
         self._add_reflection(names)

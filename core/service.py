@@ -15,20 +15,26 @@ import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
 from yikatong.core import commands, deny_list, disputes, exceptions, limits, participant_files, payments, queries, reconcile
+from yikatong.core import authorizations, commands, limits, merchants, purses, queries
 from yikatong.core.clear import clear
 from yikatong.core.errors import DeadlineOver, InvalidRequest, Overloaded, YikatongError
 from yikatong.core.memory import Memory
 from yikatong.core.metrics import Metrics
+from yikatong.core.rules.purse_rules import PurseRules
+from yikatong.core.rules.purse_rules import read as read_purse_rules
 from yikatong.core.status import status_of
 from yikatong.core.writer import Core, Work
 from yikatong.ext.engine import NONE, local_seconds
 from yikatong.v1 import (
     account_service_pb2,
+    authorization_service_pb2,
     card_service_pb2,
     clearing_service_pb2,
     deny_list_service_pb2,
     exception_service_pb2,
     reconciliation_service_pb2,
+    merchant_service_pb2,
+    purse_service_pb2,
     tap_service_pb2,
     terminal_service_pb2,
 )
@@ -50,6 +56,9 @@ SERVICES: Final = [
         deny_list_service_pb2,
         reconciliation_service_pb2,
         exception_service_pb2,
+        authorization_service_pb2,
+        merchant_service_pb2,
+        purse_service_pb2,
     )
     for descriptor in module.DESCRIPTOR.services_by_name.values()
 ]
@@ -91,10 +100,12 @@ def parse(kind: type[Request], request: bytes) -> Request:
 class Service:
     """The methods, over one core."""
 
-    def __init__(self, core: Core, metrics: Metrics) -> None:
+    def __init__(self, core: Core, metrics: Metrics, rules: PurseRules | None = None) -> None:
+        """Without `rules`, those that come with the package."""
         self._core = core
         self._metrics = metrics
         self._calls = 0
+        purse_rules = rules or read_purse_rules()
         self.methods: dict[str, dict[str, Method]] = {
             "yikatong.v1.TapService": {
                 "AuthorizeTap": self.authorize_tap,
@@ -152,6 +163,37 @@ class Service:
                 "GetDispute": self._command(exception_service_pb2.GetDisputeRequest, disputes.get_dispute),
                 "ListDisputes": self._command(exception_service_pb2.ListDisputesRequest, disputes.list_disputes),
             },
+            "yikatong.v1.AuthorizationService": self._authorization_methods(purse_rules),
+            "yikatong.v1.MerchantService": {
+                "RegisterMerchants": self._command(merchant_service_pb2.RegisterMerchantsRequest, merchants.register_merchants),
+                "GetMerchant": self._command(merchant_service_pb2.GetMerchantRequest, merchants.get_merchant),
+            },
+            "yikatong.v1.PurseService": self._purse_methods(purse_rules),
+        }
+
+    def _authorization_methods(self, rules: PurseRules) -> dict[str, Method]:
+        pb = authorization_service_pb2
+        return {
+            "Authorize": self._swept(pb.AuthorizeRequest, functools.partial(authorizations.authorize, rules)),
+            "BatchAuthorize": self._swept(pb.BatchAuthorizeRequest, functools.partial(authorizations.batch_authorize, rules)),
+            "IncrementAuthorization": self._swept(
+                pb.IncrementAuthorizationRequest, functools.partial(authorizations.increment_authorization, rules)
+            ),
+            "Capture": self._swept(pb.CaptureRequest, authorizations.capture),
+            "VoidAuthorization": self._swept(pb.VoidAuthorizationRequest, authorizations.void_authorization),
+            "Refund": self._swept(pb.RefundRequest, authorizations.refund),
+            "ReverseTransaction": self._swept(pb.ReverseTransactionRequest, authorizations.reverse_transaction),
+            "GetAuthorization": self._swept(pb.GetAuthorizationRequest, authorizations.get_authorization),
+            "ListAuthorizations": self._swept(pb.ListAuthorizationsRequest, authorizations.list_authorizations),
+        }
+
+    def _purse_methods(self, rules: PurseRules) -> dict[str, Method]:
+        pb = purse_service_pb2
+        return {
+            "OpenPurse": self._swept(pb.OpenPurseRequest, functools.partial(purses.open_purse, rules)),
+            "FundPurse": self._swept(pb.FundPurseRequest, purses.fund_purse),
+            "ListPurses": self._swept(pb.ListPursesRequest, functools.partial(purses.list_purses, rules)),
+            "ClosePurse": self._swept(pb.ClosePurseRequest, purses.close_purse),
         }
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
@@ -216,6 +258,10 @@ class Service:
             return response.SerializeToString()
 
         return method
+
+    def _swept(self, kind: type[Request], command: Callable[[Memory, Request, int], Message]) -> Method:
+        """A command before which holds are let go whose time is over."""
+        return self._command(kind, authorizations.swept(command))
 
     async def authorize_tap(self, request: bytes, deadline: float | None) -> bytes:
         """TapService.AuthorizeTap."""

@@ -32,9 +32,7 @@ def _counter(memory: Memory, key: bytes) -> tuple[int, int]:
     return (int.from_bytes(value[:4], "big"), int.from_bytes(value[4:], "big")) if value else (0, 0)
 
 
-def rooms(
-    memory: Memory, rules: PurseRules, card: int, category: str, time_us: int, already: Sequence[Part] = ()
-) -> list[Room]:
+def rooms(memory: Memory, rules: PurseRules, card: int, category: str, time_us: int, already: Sequence[Part] = ()) -> list[Room]:
     """What each limit that concerns a payment still lets through, in the order of the rule file. `already` is what an increment
     is added to: one transaction together with it."""
     found: list[Room] = []

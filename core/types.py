@@ -127,6 +127,12 @@ class PostingKind(IntEnum):
     DISPUTE = 41
     PAYMENT = 42
     PAYMENT_RETURN = 43
+    CAPTURE = 10
+    REFUND = 11
+    CAPTURE_REVERSAL = 12
+    REFUND_REVERSAL = 13
+    PURSE_FUNDING = 14
+    PURSE_RETURN = 15
 
 
 class DocumentKind(IntEnum):
@@ -141,6 +147,14 @@ class DocumentKind(IntEnum):
     DISPUTE = 44  # sequence of the event that opened it, 8 bytes → Dispute
     DISPUTED_CHARGE = 45  # sequence of the charge, 8 bytes → key of the dispute
     PARTICIPANT_FILES = 46  # settlement date in 8 digits, and the participant → ParticipantFiles
+    AUTHORIZATION = 10  # 10 to 14: core/authorizations.py
+    AUTHORIZATION_REQUEST = 11
+    AUTHORIZATION_REVERSAL = 12
+    AUTHORIZATION_LIST = 13
+    AUTHORIZATION_EXPIRY = 14
+    MERCHANT = 15  # acquirer id:merchant id → Merchant
+    PURSE = 16  # card slot, 4 bytes; purse id → Purse
+    LIMIT_USE = 17  # card slot, 4 bytes; limit id → period, 4 bytes; fen, 8 bytes
 
 
 NONE: Final = 0xFFFFFFFF

@@ -105,7 +105,7 @@ FAULTS = [
     ('purse_kind = "bank"', 'purse_kind = "food"', 19, "limits[1].purse_kind", "there is no kind"),
     ('purse_kind = "bank"', 'purse_kind = "meal"', 1, "banks", "a limit with scope"),
     ('purse_kind = "bank"\n', "", 16, "limits[1].purse_kind", "is missing"),
-    ('scope = "card"\nperiod = "day"', 'scope = "card"\npurse_kind = "meal"\nperiod = "day"', 14, "limits[0].purse_kind", "no such"),
+    ('scope = "card"\nperiod = "day"', 'scope = "card"\npurse_kind = "meal"\nperiod = "day"', 14, "limits[0].purse_kind", "no"),
     ("amount_fen_max = 500", "amount_fen_max = -1", 15, "limits[0].amount_fen_max", "0 to"),
     ('scope = "category"\ncategories = ["5814"]\n', 'scope = "category"\n', 22, "limits[2].categories", "is missing"),
 ]  # fmt: skip
