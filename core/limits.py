@@ -84,6 +84,7 @@ DISPUTE_DECIDE_DAYS: Final = 30  # for the city, from the opening on
 SCAN_DOCUMENTS_MAX: Final = 4_000  # looked at for one page, some ms of the writer's time; a page may then be short
 # ---- authorisations and purses ----
 AUTHORIZATION_FEN_MAX: Final = 100_000_000  # a million yuan, as for top-ups
+AUTHORIZE_ITEMS_MAX: Final = 64  # of a batch at once: some ten milliseconds, between which taps have their turn
 HOLD_S_DEFAULT: Final = 7 * 86_400
 HOLD_S_MAX: Final = 31 * 86_400  # hotels and rentals hold longest: a month
 OPERATIONS_MAX: Final = 100  # of one authorisation: its document is written anew with each, so the cost grows with their square
@@ -111,6 +112,9 @@ DRAIN_S: Final = 10.0
 CONNECTION_AGE_S: Final = 3_600.0  # then peers are asked to connect anew, so that balancing and certificates stay fresh
 
 assert TAP_CALLS_MAX <= GROUP_TAPS_MAX
+# Commands stop when so many records are pending; each of these, an event and its records, must still fit.
+assert REQUEST_ITEMS_MAX + AUTHORIZE_ITEMS_MAX * (LEGS_MAX + 2) <= GROUP_RECORDS_MAX
+assert REQUEST_ITEMS_MAX + EXPIRIES_MAX * LEGS_MAX <= GROUP_RECORDS_MAX
 
 assert GROUP_TAPS_MAX >= REQUEST_ITEMS_MAX
 assert GROUP_RECORDS_MAX >= 2 * FILE_ROWS_MAX + 2  # an account and a posting for each row, the event, the bank's account

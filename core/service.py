@@ -175,7 +175,7 @@ class Service:
         pb = authorization_service_pb2
         return {
             "Authorize": self._swept(pb.AuthorizeRequest, functools.partial(authorizations.authorize, rules)),
-            "BatchAuthorize": self._swept(pb.BatchAuthorizeRequest, functools.partial(authorizations.batch_authorize, rules)),
+            "BatchAuthorize": functools.partial(self.batch_authorize, rules),
             "IncrementAuthorization": self._swept(
                 pb.IncrementAuthorizationRequest, functools.partial(authorizations.increment_authorization, rules)
             ),
@@ -262,6 +262,19 @@ class Service:
     def _swept(self, kind: type[Request], command: Callable[[Memory, Request, int], Message]) -> Method:
         """A command before which holds are let go whose time is over."""
         return self._command(kind, authorizations.swept(command))
+
+    async def batch_authorize(self, rules: PurseRules, request: bytes, deadline: float | None) -> bytes:
+        """AuthorizationService.BatchAuthorize, part by part. If one fails, those before it are found done when the batch comes
+        again."""
+        pb = authorization_service_pb2
+        items = parse(pb.BatchAuthorizeRequest, request).requests
+        commands.check_items("requests", items)
+        authorize = self._swept(pb.BatchAuthorizeRequest, functools.partial(authorizations.batch_authorize, rules))
+        answer = b""  # parts of a repeated field behind each other are the whole of it
+        for at in range(0, len(items), limits.AUTHORIZE_ITEMS_MAX):
+            part = pb.BatchAuthorizeRequest(requests=items[at : at + limits.AUTHORIZE_ITEMS_MAX])
+            answer += await authorize(part.SerializeToString(), deadline)
+        return answer
 
     async def authorize_tap(self, request: bytes, deadline: float | None) -> bytes:
         """TapService.AuthorizeTap."""

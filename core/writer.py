@@ -321,7 +321,7 @@ class Core:
         assert work.command is not None
         try:
             work.response = work.command(self._memory, time_us)
-        except (InvalidRequest, NotFound, Overloaded) as error:
+        except (InvalidRequest, NotFound) as error:
             work.error = error
         except EngineFull as error:
             work.error = Full(str(error))

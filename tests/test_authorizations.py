@@ -5,15 +5,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 from harness import CHINA, START_S
 from payments import ACQUIRER, MERCHANTS, OTHER_ACQUIRER, Desk, request_id
 
 from yikatong.core import authorizations, limits
 from yikatong.core.authorizations import OPEN, TRANSITIONS, Event, State
-from yikatong.core.errors import InvalidRequest, NotFound, Overloaded
-from yikatong.core.status import status_of
+from yikatong.core.errors import InvalidRequest, NotFound
 from yikatong.core.types import Deny, PostingKind, RecordKind, Result
 from yikatong.v1 import authorization_service_pb2 as pb
 
@@ -508,28 +506,6 @@ def test_a_batch_stands_item_by_item(desk: Desk) -> None:
         ("MALFORMED_TIME", False, "timeout_s"),
     ]
     assert desk.available_fen("100") == 0
-    for wrong in ([], items * 911):
-        with pytest.raises(InvalidRequest, match="requests"):
-            desk.ask(partial(authorizations.batch_authorize, desk.rules), pb.BatchAuthorizeRequest(requests=wrong))
-
-
-def test_a_batch_beyond_a_group_goes_on_when_it_comes_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "GROUP_RECORDS_MAX", limits.LEGS_MAX + 2 + 20)
-    request = pb.BatchAuthorizeRequest(requests=[desk.authorize_request(f"a{at}", 10) for at in range(25)])
-    command = partial(authorizations.batch_authorize, desk.rules)
-    tries = 0
-    while True:
-        tries += 1
-        try:
-            answers = desk.ask(command, request).responses
-            break
-        except Overloaded as error:
-            assert status_of(error)[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
-            desk.core.take()
-            desk.core.commit()
-    assert tries == 3
-    assert {answer.result for answer in answers} == {Result.ACCEPTED}
-    assert desk.available_fen("100") == 750
 
 
 def test_lists_are_newest_first_in_pages(desk: Desk) -> None:
