@@ -4,6 +4,7 @@ checkpoints must change nothing.
 
     python tests/test_authorizations_model.py 0 500     looks for a seed of these that fails"""
 
+import copy
 import random
 import sys
 import tempfile
@@ -14,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import CHINA
+from harness import CHINA, failing
 from payments import ACQUIRER, OTHER_ACQUIRER, Desk
 
 from yikatong.core.check import check
+from yikatong.core.errors import CommitFailed
 from yikatong.core.memory import EngineSettings
 from yikatong.core.types import Result
 from yikatong.v1 import authorization_service_pb2 as pb
@@ -528,15 +530,16 @@ class Run:
                 found = [(name, payment) for name, payment in found if any(payment.held.values())]
         return self.chance.choice([*(name for name, _ in found)] or ["none"])
 
-    def legs(self, fen: int) -> Legs:
+    def legs(self, fen: int, card: str) -> Legs:
         """Sometimes stated: some purses with a part each."""
-        if self.chance.random() < 0.7:
+        chance = self.chance
+        if chance.random() < 0.6:
             return []
-        purses = self.chance.sample(["general"] * 2 + ["m0", "m1", "c0", "c1", "a0", "a1", "bank:icbc", "bank:ccb"], 3)
-        purses = list(dict.fromkeys(purses))
-        if self.chance.random() < 0.05:
-            purses[0] = "bank:none"
-        cuts = sorted(self.chance.sample(range(1, fen), len(purses) - 1)) if fen > 3 else []
+        own = [purse for of, purse in self.model.purses if of == card]
+        purses = chance.sample([*own, "general", "bank:icbc", "bank:ccb"], min(len(own) + 1, 3))
+        if chance.random() < 0.05:
+            purses[0] = chance.choice(["bank:none", "m9"])
+        cuts = sorted(chance.sample(range(1, fen), len(purses) - 1)) if fen > 3 else []
         parts = [high - low for low, high in zip([0, *cuts], [*cuts, fen], strict=True)]
         return list(zip(purses, parts, strict=False))
 
@@ -546,17 +549,17 @@ class Run:
             desk.core.pass_time(chance.choice([1, 30, 60, 600, 600, 3_600, 20_000]))
         model.now_us = desk.core.now_us
         acquirer = OTHER_ACQUIRER if chance.random() < 0.04 else ACQUIRER
-        fen = chance.choice([1, 7, 20, 50, 120, 260, 260, 500, 900, 2_000, 3_999]) + chance.randrange(5)
+        fen = chance.choice([1, 7, 50, 120, 260, 260, 500, 900, 2_000, 3_000, 3_999]) + chance.randrange(5)
         card = chance.choice([*CARDS, "100", "100"] if chance.random() < 0.97 else ["999"])
         timeout_s = chance.choice([30, 600, 86_400, 200_000])
         operation = chance.choices(
             ["authorize", "increment", "capture", "void", "refund", "reverse", "open", "fund", "close", "top_up", "restart"],
-            [24, 8, 18, 4, 12, 12, 5, 7, 2, 3, 2],
+            [26, 8, 16, 3, 10, 11, 6, 8, 3, 3, 2],
         )[0]
         name = self.name()
         of = self.payment(operation)
         where = f"{operation} {name}"
-        legs = self.legs(fen)
+        legs = self.legs(fen, model.payments[of].card if operation == "increment" and of in model.payments else card)
         text = "+".join(f"{purse}={part}" for purse, part in legs)
         match operation:
             case "authorize":
@@ -630,6 +633,17 @@ class Run:
                     told[key] = expected[key]
         assert told == expected, where
 
+    def step_on_a_full_disk(self) -> None:
+        """The next step is not made durable: it never was, in the core as in the model."""
+        before = copy.deepcopy(self.model)
+        try:
+            with failing(self.chance.choice(["journal-before-append", "journal-before-commit"])):
+                self.step()
+        except CommitFailed:
+            self.desk.core.rebuild()
+            self.model = before
+            self.results["not durable"] += 1
+
     def compare(self, where: str) -> None:
         """Everything, added up anew."""
         desk, model = self.desk, self.model
@@ -660,7 +674,10 @@ def run(path: Path, seed: int, steps: int = STEPS) -> Counter[str]:
     with made.desk:
         for step in range(steps):
             try:
-                made.step()
+                if made.chance.random() < 0.05:
+                    made.step_on_a_full_disk()
+                else:
+                    made.step()
             except AssertionError as fault:
                 raise AssertionError(f"seed {seed}, step {step}: {fault}") from fault
         made.compare(f"seed {seed}, at the end")
@@ -678,11 +695,11 @@ def test_payments_are_as_in_the_model(tmp_path: Path, seed: int) -> None:
 def test_the_runs_meet_what_can_happen(tmp_path: Path) -> None:
     """A workload that never meets a code proves nothing about it."""
     met: Counter[str] = Counter()
-    for seed in range(100, 106):
-        met += run(tmp_path / str(seed), seed)
+    for seed in range(100, 104):
+        met += run(tmp_path / str(seed), seed, 700)
     wanted = {result.name for result in Result if 80 <= result < 100}
-    wanted |= {"ACCEPTED", "CONFLICT", "UNKNOWN_CARD", "INSUFFICIENT_FUNDS"}
-    assert wanted - set(met) <= {"LIMIT_PURSE_MONTH", "LIMIT_CATEGORY_MONTH"}, met
+    wanted |= {"ACCEPTED", "CONFLICT", "UNKNOWN_CARD", "INSUFFICIENT_FUNDS", "not durable"}
+    assert wanted - set(met) <= {"LIMIT_PURSE_MONTH", "LIMIT_CATEGORY_MONTH"}, met  # once in some runs; the tables have them
 
 
 if __name__ == "__main__":
