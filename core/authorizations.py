@@ -534,6 +534,7 @@ def _authorize(rules: PurseRules, memory: Memory, request: pb.AuthorizeRequest, 
         created_time_us=time_us,
         expires_time_us=time_us + (request.timeout_s or limits.HOLD_S_DEFAULT) * S_US,
         offline=request.offline,
+        request_id=request.request_id,
     )
     counters = Counters(memory)
     work = _Work(memory, change, authorization, time_us, counters)
@@ -666,11 +667,16 @@ def _check_key(request: Any) -> None:
 def _find(memory: Memory, request: Any, time_us: int) -> Authorization | None:
     """The acquirer's authorisation that a request names, expired if its time is over."""
     authorization_id = request.authorization_id
-    if request.WhichOneof("key") == "authorize_request_id":
+    by_request = request.WhichOneof("key") == "authorize_request_id"
+    if by_request:
         asked = _asked(memory, request.authorize_request_id)
         authorization_id = asked.authorization_id if asked else 0
     found = _fresh(memory, [authorization_id], time_us)
-    return found[0] if found and found[0].acquirer_id == request.acquirer_id else None
+    if not found or found[0].acquirer_id != request.acquirer_id:
+        return None
+    if by_request and found[0].request_id != request.authorize_request_id:
+        return None  # the id of something that was done to it
+    return found[0]
 
 
 def _fresh(memory: Memory, ids: Sequence[int], time_us: int) -> list[Authorization]:

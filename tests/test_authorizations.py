@@ -274,6 +274,10 @@ TABLES = {
         refund r a 1 acquirer=other     | AUTHORIZATION_UNKNOWN | - |  600 |  300 |    0 |       0
         reverse x a acquirer=other      | ACCEPTED | -        |       600 |  300 |    0 |       0
         capture d nothing 1             | AUTHORIZATION_UNKNOWN | - |  600 |  300 |    0 |       0
+        void e a acquirer=other         | AUTHORIZATION_UNKNOWN | - |  600 |  300 |    0 |       0
+        increment f a 10                | ACCEPTED | HELD     |       590 |  300 |    0 |       0
+        capture g f 10                  | AUTHORIZATION_UNKNOWN | - |  590 |  300 |    0 |       0
+        reverse y f                     | ACCEPTED | HELD     |       600 |  300 |    0 |       0
         authorize a 400                 | ACCEPTED | HELD     |       600 |  300 |    0 |       0
         """,
     "who is unknown": """
@@ -414,7 +418,7 @@ def test_an_authorisation_tells_its_life(desk: Desk) -> None:
     assert kinds == ["AUTHORIZE", "CAPTURE", "REFUND", "REVERSE", "EXPIRE"]
     assert [each.amount_fen for each in found.operations] == [300, 100, 30, 30, 200]
     assert [each.reversed for each in found.operations] == [False, False, True, False, False]
-    assert found.operations[0].request_id == request_id("a")
+    assert found.operations[0].request_id == found.request_id == request_id("a")
     assert (found.held_fen, found.captured_fen, found.refunded_fen, found.authorized_fen) == (0, 100, 0, 300)
     assert {use.limit_id: use.amount_fen for use in found.limit_uses} == {
         "card-day": 100, "card-month": 100, "meal-day": 100,

@@ -136,6 +136,21 @@ def test_an_expired_purse_pays_nothing_but_what_it_held(desk: Desk) -> None:
     assert desk.purses("100")[0].state == state("CLOSED")
 
 
+def test_a_month_of_a_kind_of_purse(desk: Desk) -> None:
+    for purse in ("c1", "c2"):
+        desk.open_purse(f"o{purse}", "100", purse, "culture")
+        desk.fund_purse(f"f{purse}", "100", purse, 600)
+    answer = desk.authorize("a", 500, merchant="books", legs="c1=500", timeout=100_000)
+    assert answer.result == Result.ACCEPTED
+    desk.core.pass_time(86_400)
+    answer = desk.authorize("b", 201, merchant="books", legs="c2=201")
+    assert (answer.result, answer.limit_id) == (Result.LIMIT_PURSE_MONTH, "culture-month")
+    answer = desk.authorize("c", 300, merchant="books")
+    assert [(leg.purse, leg.amount_fen) for leg in answer.legs] == [("c1", 100), ("c2", 100), ("general", 100)]
+    assert desk.authorize("d", 600, merchant="books").result == Result.ACCEPTED  # all of it from the general purse
+    assert desk.available_fen("100") == 300
+
+
 def test_how_long_a_purse_may_be_good(desk: Desk) -> None:
     assert desk.open_purse("a", "100", "m1", "meal").expires == day(30)
     for expires in (day(-1), day(31), 20250230, 7):
