@@ -145,6 +145,7 @@ mute                           | ACCEPTED |        2 | 1
 lost mute lost                 | ACCEPTED |        4 | 1 2 4
 RESOURCE_EXHAUSTED INTERNAL    | ACCEPTED |        3 | 1 2
 mute mute mute mute            | ACCEPTED |        5 | 1 2 4 8
+lost lost lost lost lost lost lost | ACCEPTED |    8 | 1 2 4 8 8 8 8
 """
 
 
