@@ -287,11 +287,12 @@ def test_a_chain_keeps_its_order_and_holds_up_no_other(shop: Shop) -> None:
 def test_while_nothing_gets_through_one_request_finds_out_for_all(shop: Shop) -> None:
     for at in range(5):
         shop.till.advise("shop", "5999", "100", 10 + at)
-    shop.line.script = ["lost"] * 3
+    shop.line.script = ["lost"] * 3 + ["ok", "lost"]
     assert shop.till.send() == 10
     assert len(shop.line.sent) == 1
     assert shop.till.drain(1_000) == 0
-    assert len(shop.line.sent) == 13
+    assert len(shop.line.sent) == 14
+    assert shop.pauses == [1, 2, 4, 1]  # the answer between them says that the line is good again
     assert shop.desk.payable_fen() == 60
 
 
