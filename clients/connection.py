@@ -16,9 +16,9 @@ from yikatong.v1 import (
     clearing_service_pb2_grpc,
     deny_list_service_pb2_grpc,
     exception_service_pb2_grpc,
-    reconciliation_service_pb2_grpc,
     merchant_service_pb2_grpc,
     purse_service_pb2_grpc,
+    reconciliation_service_pb2_grpc,
     tap_service_pb2_grpc,
     terminal_service_pb2_grpc,
 )

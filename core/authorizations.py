@@ -12,12 +12,13 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from google.protobuf.message import Message
 
-from yikatong.core import limits, purses, queries
+from yikatong.core import limits, purses
 from yikatong.core.change import Change, answered
 from yikatong.core.commands import CARD_NUMBER_WANTED
 from yikatong.core.errors import InvalidRequest, NotFound
 from yikatong.core.memory import Memory
 from yikatong.core.merchants import CATEGORY_WANTED, PARTY_ID_WANTED, account_name, find_merchant, is_party_id
+from yikatong.core.paging import page_size, page_token, parse_page_token
 from yikatong.core.paying import Part, Refusal, Source, split, split_as_asked, take_in_order, take_in_reverse
 from yikatong.core.rules.purse_rules import BANK, GENERAL, PurseRules, is_category
 from yikatong.core.spending import Counters, rooms, uses_of
@@ -926,10 +927,10 @@ def get_authorization(memory: Memory, request: pb.GetAuthorizationRequest, time_
 
 def list_authorizations(memory: Memory, request: pb.ListAuthorizationsRequest, time_us: int) -> pb.ListAuthorizationsResponse:
     """AuthorizationService.ListAuthorizations."""
-    size = queries.page_size(request.page_size)
+    size = page_size(request.page_size)
     listing = _listing(memory, request)
-    mark = zlib.crc32(listing)
-    newest = queries.parse_page_token(request.page_token, mark) if request.page_token else _LAST_ID
+    mark = zlib.crc32(listing).to_bytes(4, "big")
+    newest = int.from_bytes(parse_page_token(request.page_token, mark, 8), "big") if request.page_token else _LAST_ID
     ids: list[int] = []
     for key, _ in memory.documents.scan(
         DocumentKind.AUTHORIZATION_LIST, listing + _id_key(_LAST_ID - newest), listing + b"\xff" * 9
@@ -942,7 +943,7 @@ def list_authorizations(memory: Memory, request: pb.ListAuthorizationsRequest, t
         del authorization.operations[:]
         del authorization.limit_uses[:]
     if len(ids) > size:
-        response.next_page_token = queries.page_token(mark, ids[size])
+        response.next_page_token = page_token(_id_key(ids[size]), mark)
     return response
 
 

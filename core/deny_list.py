@@ -8,7 +8,7 @@ from yikatong.core.change import Change, answered
 from yikatong.core.commands import CARD_NUMBER_WANTED
 from yikatong.core.errors import InvalidRequest
 from yikatong.core.memory import Memory
-from yikatong.core.queries import page_token, parse_page_token
+from yikatong.core.paging import page_token, parse_page_token
 from yikatong.core.types import NONE, Deny, Result, wire
 from yikatong.ext.engine import is_card_number
 from yikatong.v1 import deny_list_service_pb2 as protos

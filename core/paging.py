@@ -1,4 +1,4 @@
-"""Pages of documents, in order of key: a page token names the key to go on from."""
+"""Pages of lists: how large they are, and tokens that name the place to go on from."""
 
 import base64
 from collections.abc import Callable
@@ -9,26 +9,36 @@ from google.protobuf.message import Message
 from yikatong.core import limits
 from yikatong.core.errors import InvalidRequest, NotFound
 from yikatong.core.memory import Memory
-from yikatong.core.queries import page_size
 from yikatong.core.types import DocumentKind
 
 Kept = TypeVar("Kept", bound=Message)
-_TOKEN_VERSION: Final = b"2"
+TOKEN_VERSION: Final = b"1"
 
 
-def _token(kind: DocumentKind, key: bytes) -> str:
-    return base64.urlsafe_b64encode(_TOKEN_VERSION + bytes([kind]) + key).decode()
+def page_token(place: bytes, of: bytes) -> str:
+    """An opaque token: the place to go on from, in the list of something."""
+    return base64.urlsafe_b64encode(TOKEN_VERSION + of + place).decode()
 
 
-def _parse_token(token: str, kind: DocumentKind, prefix: bytes) -> bytes:
+def parse_page_token(token: str, of: bytes, place_bytes: int | None = None) -> bytes:
+    """The place in a token, of so many bytes (None: any but none). Raises InvalidRequest when it is none of ours or of another
+    list."""
     try:
         raw = base64.b64decode(token, altchars=b"-_", validate=True)
     except ValueError:
         raw = b""
-    before = _TOKEN_VERSION + bytes([kind])
-    if not raw.startswith(before + prefix) or len(raw) == len(before):
+    head = TOKEN_VERSION + of
+    place = raw[len(head) :]
+    if not raw.startswith(head) or (not place if place_bytes is None else len(place) != place_bytes):
         raise InvalidRequest("page_token", "is not a token of this list")
-    return raw[len(before) :]
+    return place
+
+
+def page_size(asked: int) -> int:
+    """The page size for what was asked: 0 means the default. Raises InvalidRequest outside the range."""
+    if not 0 <= asked <= limits.PAGE_SIZE_MAX:
+        raise InvalidRequest("page_size", f"0 to {limits.PAGE_SIZE_MAX} is wanted")
+    return asked or limits.PAGE_SIZE_DEFAULT
 
 
 def page(
@@ -44,13 +54,14 @@ def page(
     """Documents whose keys begin with `prefix` and that are wanted, up to `size` (0: the default), and the next page's token
     ("" after the last). Raises InvalidRequest naming page_size or page_token."""
     size = page_size(size)
-    start = _parse_token(token, kind, prefix) if token else prefix
+    of = bytes([kind]) + prefix
+    start = prefix + parse_page_token(token, of) if token else prefix
     found: list[Kept] = []
     for looked_at, (key, value) in enumerate(memory.documents.scan(kind, start)):
         if not key.startswith(prefix):
             break
         if len(found) == size or looked_at == limits.SCAN_DOCUMENTS_MAX:
-            return found, _token(kind, key)
+            return found, page_token(key[len(prefix) :], of)
         kept = parse(value)
         if wanted(kept):
             found.append(kept)

@@ -1,33 +1,14 @@
 """Reads of the journal for callers: one tap, a card's transactions. They run beside the writer, on any thread, once the writer
 has named a place that is durable."""
 
-import base64
 from typing import Any, Final
 
-from yikatong.core import limits, types
+from yikatong.core import types
 from yikatong.core.errors import Damaged, InvalidRequest, NotFound
 from yikatong.core.journal import Entry, Journal
+from yikatong.core.paging import page_token, parse_page_token
 from yikatong.ext.engine import outcomes_of_records
 from yikatong.v1 import account_service_pb2, tap_service_pb2
-
-TOKEN_VERSION: Final = b"1"
-
-
-def page_token(place: bytes, of: bytes) -> str:
-    """An opaque token: the place to go on from, in the list of something."""
-    return base64.urlsafe_b64encode(TOKEN_VERSION + of + place).decode()
-
-
-def parse_page_token(token: str, of: bytes, place_bytes: int) -> bytes:
-    """The place in a token. Raises InvalidRequest when it is none of ours or of another list."""
-    try:
-        raw = base64.b64decode(token, altchars=b"-_", validate=True)
-    except ValueError:
-        raw = b""
-    head = TOKEN_VERSION + of
-    if len(raw) != len(head) + place_bytes or not raw.startswith(head):
-        raise InvalidRequest("page_token", "is not a token of this list")
-    return raw[len(head) :]
 
 
 def transactions_token(card: int, sequence: int) -> str:
@@ -38,13 +19,6 @@ def transactions_token(card: int, sequence: int) -> str:
 def parse_transactions_token(token: str, card: int) -> int:
     """The sequence in a token of ListTransactions."""
     return int.from_bytes(parse_page_token(token, card.to_bytes(4, "big"), 8), "big")
-
-
-def page_size(asked: int) -> int:
-    """The page size for what was asked: 0 means the default. Raises InvalidRequest outside the range."""
-    if not 0 <= asked <= limits.PAGE_SIZE_MAX:
-        raise InvalidRequest("page_size", f"0 to {limits.PAGE_SIZE_MAX} is wanted")
-    return asked or limits.PAGE_SIZE_DEFAULT
 
 
 KINDS: Final = {

@@ -1,6 +1,7 @@
 """A running server: the core, its ports, health, and an orderly end."""
 
 import asyncio
+import contextlib
 import logging
 import resource
 import secrets
@@ -18,9 +19,9 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
-from yikatong.core import keys, limits, tap_port
+from yikatong.core import authorizations, keys, limits, tap_port
 from yikatong.core.config import Settings
-from yikatong.core.errors import ConfigError
+from yikatong.core.errors import ConfigError, Overloaded, Unavailable
 from yikatong.core.memory import EngineSettings, Progress
 from yikatong.core.metrics import Metrics
 from yikatong.core.rules import purse_rules
@@ -29,11 +30,12 @@ from yikatong.core.service import SERVICES, Service, deliver_to
 from yikatong.core.store import DataDirectory
 from yikatong.core.tap import TapRules
 from yikatong.core.tap_port import TapPort
-from yikatong.core.writer import Core, CoreSettings, Phase
+from yikatong.core.writer import Core, CoreSettings, Phase, Work
 
 log = logging.getLogger(__name__)
 
 GIL_SWITCH_S: Final = 0.0005  # how long the loop waits for another thread's Python code before it may go on; 5 ms is the default
+SWEEP_S: Final = 1.0
 LAME_DUCK_S: Final = 0.5  # between NOT_SERVING and refusing new calls, so that balancers can turn away first
 OPTIONS: Final = [
     ("grpc.max_receive_message_length", limits.REQUEST_BYTES_MAX),
@@ -124,6 +126,7 @@ class Server:
         self._grpc = grpc.aio.server(options=OPTIONS)
         self._metrics_server: Any = None
         self._taps: TapPort | None = None
+        self._sweeping: asyncio.Task[None] | None = None
         self._draining = False
         self.service_port = 0
         self.metrics_port = 0
@@ -185,6 +188,16 @@ class Server:
 
         self.metrics.on_phase_change = follow
         await self._set_health(serving=self.core.phase is Phase.SERVING)
+        self._sweeping = asyncio.create_task(self._sweep())
+
+    async def _sweep(self) -> None:
+        """Once a second, let go what is on hold past its time, also when nobody asks anything."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            swept = asyncio.get_running_loop().create_future()
+            with contextlib.suppress(Overloaded, Unavailable):  # it is due again in a second
+                self.core.submit(Work(command=authorizations.expire_due, tag=swept))
+                await swept
 
     def _add_reflection(self, names: list[str]) -> None:
         """Reflection, v1alpha by grpcio-reflection and v1 by the same servicer: the two protocols differ in name only."""
@@ -236,6 +249,8 @@ class Server:
         if self._draining:
             return
         self._draining = True
+        if self._sweeping is not None:
+            self._sweeping.cancel()
         await self._set_health(serving=False)
         await asyncio.sleep(min(LAME_DUCK_S, self.settings.drain_s))
         stops = [self._grpc.stop(self.settings.drain_s)]

@@ -14,12 +14,25 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
-from yikatong.core import commands, deny_list, disputes, exceptions, limits, participant_files, payments, queries, reconcile
-from yikatong.core import authorizations, commands, limits, merchants, purses, queries
+from yikatong.core import (
+    authorizations,
+    commands,
+    deny_list,
+    disputes,
+    exceptions,
+    limits,
+    merchants,
+    participant_files,
+    payments,
+    purses,
+    queries,
+    reconcile,
+)
 from yikatong.core.clear import clear
 from yikatong.core.errors import DeadlineOver, InvalidRequest, Overloaded, YikatongError
 from yikatong.core.memory import Memory
 from yikatong.core.metrics import Metrics
+from yikatong.core.paging import page_size
 from yikatong.core.rules.purse_rules import PurseRules
 from yikatong.core.rules.purse_rules import read as read_purse_rules
 from yikatong.core.status import status_of
@@ -32,9 +45,9 @@ from yikatong.v1 import (
     clearing_service_pb2,
     deny_list_service_pb2,
     exception_service_pb2,
-    reconciliation_service_pb2,
     merchant_service_pb2,
     purse_service_pb2,
+    reconciliation_service_pb2,
     tap_service_pb2,
     terminal_service_pb2,
 )
@@ -329,7 +342,7 @@ class Service:
     async def list_transactions(self, request: bytes, deadline: float | None) -> bytes:
         """AccountService.ListTransactions."""
         message = parse(account_service_pb2.ListTransactionsRequest, request)
-        size = queries.page_size(message.page_size)
+        size = page_size(message.page_size)
         card, newest, purses = await self._ask(lambda memory: commands.newest_of_card(memory, message.card_number), deadline)
         start = queries.parse_transactions_token(message.page_token, card) if message.page_token else newest
         found, token = await asyncio.to_thread(queries.list_transactions, self._core.journal, card, purses, start, size)

@@ -42,13 +42,6 @@ class Result(IntEnum):
     CARD_EXPIRED = 60
     CARD_DENIED = 61
     INSUFFICIENT_FUNDS = 70
-    SAME_ACTOR = 110
-    WRONG_STATE = 111
-    DEADLINE_PASSED = 112
-    DEADLINE_RUNNING = 113
-    ABOVE_CHARGE = 114
-    ALREADY_DISPUTED = 115
-    TOO_MANY_DIFFERENCES = 116
     MERCHANT_UNKNOWN = 80
     PURSE_UNKNOWN = 81
     PURSE_EXPIRED = 82
@@ -69,6 +62,13 @@ class Result(IntEnum):
     LIMIT_CATEGORY_DAY = 97
     LIMIT_CATEGORY_MONTH = 98
     LIMIT_OVERDRAFT = 99
+    SAME_ACTOR = 110
+    WRONG_STATE = 111
+    DEADLINE_PASSED = 112
+    DEADLINE_RUNNING = 113
+    ABOVE_CHARGE = 114
+    ALREADY_DISPUTED = 115
+    TOO_MANY_DIFFERENCES = 116
 
 
 def wire(code: int) -> Any:
@@ -123,16 +123,16 @@ class PostingKind(IntEnum):
     """Why a posting moved money (`transaction_type` of its record)."""
 
     NONE = 0
-    ADJUSTMENT = 40
-    DISPUTE = 41
-    PAYMENT = 42
-    PAYMENT_RETURN = 43
     CAPTURE = 10
     REFUND = 11
     CAPTURE_REVERSAL = 12
     REFUND_REVERSAL = 13
     PURSE_FUNDING = 14
     PURSE_RETURN = 15
+    ADJUSTMENT = 40
+    DISPUTE = 41
+    PAYMENT = 42
+    PAYMENT_RETURN = 43
 
 
 class DocumentKind(IntEnum):
@@ -140,13 +140,6 @@ class DocumentKind(IntEnum):
 
     ACCOUNT = 1  # name of a named account → its number, 4 bytes
     ANSWER = 2  # request id → Answer
-    INSTRUCTION = 40  # instruction id → Instruction
-    BANK_STATEMENT = 41  # statement id → BankStatement
-    EXCEPTION = 42  # sequence of the event it came up in, 8 bytes, and its place there, 4 bytes → Exception
-    ADJUSTMENT = 43  # sequence of the event that proposed it, 8 bytes → Adjustment
-    DISPUTE = 44  # sequence of the event that opened it, 8 bytes → Dispute
-    DISPUTED_CHARGE = 45  # sequence of the charge, 8 bytes → key of the dispute
-    PARTICIPANT_FILES = 46  # settlement date in 8 digits, and the participant → ParticipantFiles
     AUTHORIZATION = 10  # 10 to 14: core/authorizations.py
     AUTHORIZATION_REQUEST = 11
     AUTHORIZATION_REVERSAL = 12
@@ -155,6 +148,13 @@ class DocumentKind(IntEnum):
     MERCHANT = 15  # acquirer id:merchant id → Merchant
     PURSE = 16  # card slot, 4 bytes; purse id → Purse
     LIMIT_USE = 17  # card slot, 4 bytes; limit id → period, 4 bytes; fen, 8 bytes
+    INSTRUCTION = 40  # instruction id → Instruction
+    BANK_STATEMENT = 41  # statement id → BankStatement
+    EXCEPTION = 42  # sequence of the event it came up in, 8 bytes, and its place there, 4 bytes → Exception
+    ADJUSTMENT = 43  # sequence of the event that proposed it, 8 bytes → Adjustment
+    DISPUTE = 44  # sequence of the event that opened it, 8 bytes → Dispute
+    DISPUTED_CHARGE = 45  # sequence of the charge, 8 bytes → key of the dispute
+    PARTICIPANT_FILES = 46  # settlement date in 8 digits, and the participant → ParticipantFiles
 
 
 NONE: Final = 0xFFFFFFFF

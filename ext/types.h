@@ -41,14 +41,6 @@ enum {
     YK_CARD_EXPIRED = 60,
     YK_CARD_DENIED = 61,
     YK_INSUFFICIENT_FUNDS = 70,
-    YK_SAME_ACTOR = 110,
-    YK_WRONG_STATE = 111,
-    YK_DEADLINE_PASSED = 112,
-    YK_DEADLINE_RUNNING = 113,
-    YK_ABOVE_CHARGE = 114,
-    YK_ALREADY_DISPUTED = 115,
-    YK_TOO_MANY_DIFFERENCES = 116,
-    YK_RESULT_END = 117 /* one more than the largest code */
     YK_MERCHANT_UNKNOWN = 80,
     YK_PURSE_UNKNOWN = 81,
     YK_PURSE_EXPIRED = 82,
@@ -69,7 +61,14 @@ enum {
     YK_LIMIT_CATEGORY_DAY = 97,
     YK_LIMIT_CATEGORY_MONTH = 98,
     YK_LIMIT_OVERDRAFT = 99,
-    YK_RESULT_END = 100 /* one more than the largest code */
+    YK_SAME_ACTOR = 110,
+    YK_WRONG_STATE = 111,
+    YK_DEADLINE_PASSED = 112,
+    YK_DEADLINE_RUNNING = 113,
+    YK_ABOVE_CHARGE = 114,
+    YK_ALREADY_DISPUTED = 115,
+    YK_TOO_MANY_DIFFERENCES = 116,
+    YK_RESULT_END = 117 /* one more than the largest code */
 };
 
 /* Kinds of journal record. */
