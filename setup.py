@@ -35,6 +35,7 @@ FLAGS = {
 # The flow of a tap, in order, and what stands around it.
 ENGINE_C = "decode lookup verify decide post respond batch register change deny replay table"
 ENGINE = [f"ext/{name}.c" for name in ENGINE_C.split()]
+SM3 = ["ext/sm3_lanes4.c", "ext/sm3_avx2.c", "ext/sm3_avx512.c", "ext/sm3_path.c"]
 SM4 = ["ext/sm4_generic.c", "ext/sm4_avx2.c", "ext/sm4_avx512.c", "ext/sm4_path.c"]
 
 
@@ -125,6 +126,7 @@ setup(
     options={"build_ext": {"parallel": os.cpu_count()}},
     ext_modules=cythonize(
         [
+            extension("ext/sm3", SM3),
             extension("ext/sm4", SM4),
             extension("ext/engine", ENGINE + SM4),
             extension("ext/fares", ["ext/price.c"]),
