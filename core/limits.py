@@ -96,6 +96,14 @@ PURSE_VALIDITY_DAYS_MAX: Final = 3_660
 LIMITS_MAX: Final = 256  # in a rule file: each payment looks at all
 LIMIT_FEN_MAX: Final = 1 << 52
 
+# ---- agreements ----
+FEE_FEN_MAX: Final = 100_000_000  # a million yuan: above every fee of a day, far below what int64 could not add up
+DEBIT_CAP_FEN_MAX: Final = 10**13  # a hundred thousand million yuan: no city owes that in a day
+SHARE_MAX: Final = 1_000_000  # shares are small whole numbers, or millionths
+TAP_FEN_MAX: Final = (1 << 32) - 1  # what a tap can carry at all
+APPEAL_DAYS_MAX: Final = 366
+DENY_LIST_HOURS_MAX: Final = 30 * 24
+
 # ---- files ----
 JOURNAL_MAP_BYTES: Final = 1 << 42  # address space, not disk: 4 TiB, some thirty thousand million records
 STATE_MAP_BYTES: Final = 1 << 40
