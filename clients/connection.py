@@ -19,6 +19,7 @@ from yikatong.v1 import (
     merchant_service_pb2_grpc,
     purse_service_pb2_grpc,
     reconciliation_service_pb2_grpc,
+    settlement_service_pb2_grpc,
     tap_service_pb2_grpc,
     terminal_service_pb2_grpc,
 )
@@ -57,6 +58,7 @@ class Connection:
         self.authorizations = authorization_service_pb2_grpc.AuthorizationServiceStub(self.channel)
         self.merchants = merchant_service_pb2_grpc.MerchantServiceStub(self.channel)
         self.purses = purse_service_pb2_grpc.PurseServiceStub(self.channel)
+        self.settlement = settlement_service_pb2_grpc.SettlementServiceStub(self.channel)
 
     def close(self) -> None:
         self.channel.close()

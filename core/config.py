@@ -25,6 +25,8 @@ class Settings:
     data: str = _setting("", "data directory; made if it is not there")
     keys: str = _setting("", "TOML file with the key sets; only its owner may be able to read it")
     purse_rules: str = _setting("", "TOML file with purses and limits; empty: those that come with the package")
+    agreements: str = _setting("", "TOML file of agreements with operators and acquirers; without it nothing is cleared")
+    seal_key: str = _setting("", "PEM file of the SM2 key that seals windows; only its owner may be able to read it")
     host: str = _setting("127.0.0.1", "address that all ports listen on")
     service_port: int = _setting(7400, "gRPC, every service", 0, 65535)
     tap_port: int = _setting(7401, "native port for taps", 0, 65535)
@@ -121,7 +123,7 @@ def read_settings(file: Path | None, environment: Mapping[str, str] = os.environ
             if name not in kinds:
                 raise ConfigError(f"{file}: {name}", "there is no such setting")
             values[name] = _convert(name, kinds[name], value, f"{file}: {name}")
-            if name in ("data", "keys") or (name.startswith(("tls_", "purse_rules")) and values[name]):
+            if name in ("data", "keys") or (name.startswith(("tls_", "purse_rules", "agreements", "seal_key")) and values[name]):
                 values[name] = str(file.parent / values[name])
     for name, kind in kinds.items():
         if variable(name) in environment:

@@ -19,14 +19,26 @@ NAMES: Final = (
     "checkpoint-after-commit",
 )
 
+DAY_NAMES: Final = (
+    "clear-planned",
+    "clear-tallied",
+    "clear-kept",
+    "clear-posted",
+    "seal-made",
+    "seal-kept",
+)
+"""Between the steps of clearing and sealing a window (core/day.py)."""
+
 _hits: dict[str, int] = {}
 
 
 def _parse(text: str) -> tuple[str, int, str]:
     name, _, rest = text.partition(":")
     hit, _, action = rest.partition(":")
-    if name not in NAMES or (action or "kill") not in ("kill", "error") or not (hit or "1").isdigit():
-        raise ValueError(f"YIKATONG_FAILPOINT: {text!r} is not NAME[:HIT][:ACTION] with a NAME of {', '.join(NAMES)}")
+    if name not in (*NAMES, *DAY_NAMES) or (action or "kill") not in ("kill", "error") or not (hit or "1").isdigit():
+        raise ValueError(
+            f"YIKATONG_FAILPOINT: {text!r} is not NAME[:HIT][:ACTION] with a NAME of {', '.join((*NAMES, *DAY_NAMES))}"
+        )
     return name, int(hit or "1"), action or "kill"
 
 

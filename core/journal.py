@@ -5,8 +5,11 @@ length-prefixed protobuf messages that records point to. The header holds SHA-25
 that the last header vouches for all of it. (SHA-256 for the body because processors have instructions for it and the body is
 megabytes; SM3, GB/T 32905, for the chain that is signed and shown to others.)"""
 
+import ctypes
 import hashlib
+import mmap
 import struct
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -28,6 +31,10 @@ GENESIS: Final = bytes(32)  # stands for the header before the first
 RECORD_BYTES: Final = types.RECORD.itemsize
 
 assert HEADER.size == 128
+
+PAGE_BYTES: Final = mmap.PAGESIZE
+MADV_DONTNEED: Final = 4
+_MADVISE: Final = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
 
 
 # A copy of an empty digest costs a tenth of asking OpenSSL for the algorithm anew, which a commit would do several times.
@@ -154,6 +161,15 @@ class JournalReader:
             entry = parse(key, value)
             if entry.first_sequence + entry.count > first_sequence:
                 yield entry
+
+    def let_go(self, entry: Entry) -> None:
+        """Take the whole pages of an entry's records out of this process's memory; the kernel keeps them cached, and they are
+        there again when they are touched. Whoever reads a whole day would otherwise hold it until somebody needs the room."""
+        if _MADVISE is not None:
+            address = np.frombuffer(entry.records, np.uint8).ctypes.data
+            start, end = (-(-address // PAGE_BYTES) * PAGE_BYTES, (address + entry.records.nbytes) // PAGE_BYTES * PAGE_BYTES)
+            if start < end:
+                _MADVISE(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_DONTNEED)
 
     def entry(self, sequence: int) -> Entry | None:
         """The value that holds a sequence."""

@@ -95,6 +95,10 @@ PURSE_ORDER_MAX: Final = 1_000_000
 PURSE_VALIDITY_DAYS_MAX: Final = 3_660
 LIMITS_MAX: Final = 256  # in a rule file: each payment looks at all
 LIMIT_FEN_MAX: Final = 1 << 52
+# ---- clearing ----
+CLEAR_CHUNK_RECORDS: Final = 1 << 16  # looked at in one go: 8 MiB, which the caches of two cores hold
+CLEAR_GREY_MAX: Final = 8_192  # debits of grey records posted with one window, all in one group; the rest with the next
+CLEAR_PART_ROWS: Final = 1 << 20  # taps sorted by card at a time: some 150 MB while two parts are sorted
 
 # ---- agreements ----
 FEE_FEN_MAX: Final = 100_000_000  # a million yuan: above every fee of a day, far below what int64 could not add up

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from yikatong.core.errors import Damaged
+from yikatong.core.types import PostingKind
+
 FLOAT: Final = "float"
 FEES: Final = "fees"
 
@@ -24,8 +27,44 @@ class LineKind(StrEnum):
     INTER_CITY = "inter-city"  # taps of other cities' cards here, and of ours there
     FEES = "fees"
     LIABILITY = "liability"  # taps that it must bear itself
+    HELD = "held"  # taps that are kept back until somebody has looked at them
     ADJUSTMENTS = "adjustments"  # of exceptions, after the window that they came from
     DISPUTES = "disputes"
+
+
+LINES: Final[dict[str, LineKind | None]] = {
+    "CAPTURE": LineKind.CAPTURES,
+    "REFUND": LineKind.REFUNDS,
+    "CAPTURE_REVERSAL": LineKind.CAPTURES,
+    "REFUND_REVERSAL": LineKind.REFUNDS,
+    "PURSE_FUNDING": None,
+    "PURSE_RETURN": None,
+    "CORRECTION": LineKind.CORRECTIONS,
+    "ADJUSTMENT": LineKind.ADJUSTMENTS,
+    "DISPUTE": LineKind.DISPUTES,
+    "PAYMENT": None,
+    "PAYMENT_RETURN": None,
+    "SETTLEMENT": None,
+    "FEE": None,
+    "SUBSIDY": None,
+    "SPLIT": None,
+    "INTER_CITY": None,
+    "LIABILITY": None,
+    "HELD": None,
+    "GREY": None,
+    "NONE": None,
+}
+"""The line on which a posting of a kind (by PostingKind's name) stands in the positions of the window that it lies in, for
+whichever of its two accounts are participants'. None: it carries out what an earlier window came to, so it stands in no
+position."""
+
+
+def line_of(kind: int) -> LineKind | None:
+    """The line of a posting kind. Raises Damaged for one that LINES does not name: its money would be in no position."""
+    name = next((member.name for member in PostingKind if member == kind), str(kind))
+    if name not in LINES:
+        raise Damaged(f"postings of kind {name} have no line in a position (core/positions.py)")
+    return LINES[name]
 
 
 @dataclass(frozen=True)

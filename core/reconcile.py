@@ -13,11 +13,11 @@ import numpy.typing as npt
 
 from yikatong.core import limits, types
 from yikatong.core.bank_file import BankEntry, BankFile, BankStatus
-from yikatong.core.clear import day_of, first_sequence_on, settlement_days
 from yikatong.core.files import FileError
 from yikatong.core.journal import JournalReader
 from yikatong.core.settle import Instruction
 from yikatong.core.tap_file import TapFile, Taps
+from yikatong.core.windows import day_of, first_sequence_on, settlement_days
 from yikatong.v1 import reconciliation_service_pb2
 
 Array = npt.NDArray[Any]

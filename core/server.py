@@ -21,6 +21,7 @@ from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from yikatong.core import authorizations, keys, limits, tap_port
 from yikatong.core.config import Settings
+from yikatong.core.day import DayRules
 from yikatong.core.errors import ConfigError, Overloaded, Unavailable
 from yikatong.core.memory import EngineSettings, Progress
 from yikatong.core.metrics import Metrics
@@ -144,6 +145,7 @@ class Server:
         tls = None if settings.insecure else _tls_context(settings)
         key_sets = keys.load(Path(settings.keys))
         rules = purse_rules.read(Path(settings.purse_rules)) if settings.purse_rules else purse_rules.read()
+        day_rules = DayRules.read(Path(settings.data), settings.agreements, settings.seal_key)
         loop = asyncio.get_running_loop()
         directory = DataDirectory(Path(settings.data))
         metrics = MetricsObserver(key_versions={key_set.key_version for key_set in key_sets})
@@ -153,7 +155,7 @@ class Server:
                 lambda: Core(directory, key_sets, core_settings(settings), deliver_to(loop), metrics, progress=progress)
             )
             server = cls(settings, directory, core, metrics, rules)
-            await server._listen(tls)
+            await server._listen(tls, day_rules)
             return server
         except BaseException:
             if core is not None:
@@ -161,10 +163,10 @@ class Server:
             directory.close()
             raise
 
-    async def _listen(self, tls: ssl.SSLContext | None) -> None:
+    async def _listen(self, tls: ssl.SSLContext | None, day_rules: DayRules) -> None:
         settings = self.settings
         self.metrics.watch_deny_list(lambda: self.core.deny_list)
-        self._grpc.add_generic_rpc_handlers(Service(self.core, self.metrics, self._purse_rules).handlers())
+        self._grpc.add_generic_rpc_handlers(Service(self.core, self.metrics, self._purse_rules, day_rules).handlers())
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         names = [*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME, "grpc.reflection.v1.ServerReflection"]
         self._add_reflection(names)

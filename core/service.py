@@ -28,7 +28,7 @@ from yikatong.core import (
     queries,
     reconcile,
 )
-from yikatong.core.clear import clear
+from yikatong.core.day import Day, DayRules
 from yikatong.core.errors import DeadlineOver, InvalidRequest, Overloaded, YikatongError
 from yikatong.core.memory import Memory
 from yikatong.core.metrics import Metrics
@@ -36,6 +36,7 @@ from yikatong.core.paging import page_size
 from yikatong.core.rules.purse_rules import PurseRules
 from yikatong.core.rules.purse_rules import read as read_purse_rules
 from yikatong.core.status import status_of
+from yikatong.core.totals import operator_totals
 from yikatong.core.writer import Core, Work
 from yikatong.ext.engine import NONE, local_seconds
 from yikatong.v1 import (
@@ -48,6 +49,7 @@ from yikatong.v1 import (
     merchant_service_pb2,
     purse_service_pb2,
     reconciliation_service_pb2,
+    settlement_service_pb2,
     tap_service_pb2,
     terminal_service_pb2,
 )
@@ -72,6 +74,7 @@ SERVICES: Final = [
         authorization_service_pb2,
         merchant_service_pb2,
         purse_service_pb2,
+        settlement_service_pb2,
     )
     for descriptor in module.DESCRIPTOR.services_by_name.values()
 ]
@@ -113,9 +116,11 @@ def parse(kind: type[Request], request: bytes) -> Request:
 class Service:
     """The methods, over one core."""
 
-    def __init__(self, core: Core, metrics: Metrics, rules: PurseRules | None = None) -> None:
-        """Without `rules`, those that come with the package."""
+    def __init__(self, core: Core, metrics: Metrics, rules: PurseRules | None = None, day_rules: DayRules | None = None) -> None:
+        """Without `rules`, those that come with the package; without `day_rules` nothing can be cleared or sealed."""
         self._core = core
+        self._loop = asyncio.get_running_loop()
+        self.day = Day(lambda: core.journal.read(), self._ask_blocking, day_rules or DayRules())
         self._metrics = metrics
         self._calls = 0
         purse_rules = rules or read_purse_rules()
@@ -147,6 +152,17 @@ class Service:
             "yikatong.v1.ClearingService": {
                 "GetOperatorTotals": self.get_operator_totals,
                 "GetTrialBalance": self._command(clearing_service_pb2.GetTrialBalanceRequest, commands.get_trial_balance),
+                "CloseWindow": self._of_day(clearing_service_pb2.CloseWindowRequest, Day.close),
+                "ClearWindow": self._of_day(clearing_service_pb2.ClearWindowRequest, Day.clear),
+                "GetWindow": self._of_day(clearing_service_pb2.GetWindowRequest, Day.get_window),
+                "ListWindows": self._of_day(clearing_service_pb2.ListWindowsRequest, Day.list_windows),
+                "ListClearingExceptions": self._of_day(clearing_service_pb2.ListClearingExceptionsRequest, Day.list_exceptions),
+                "ListPositions": self._of_day(clearing_service_pb2.ListPositionsRequest, Day.list_positions),
+            },
+            "yikatong.v1.SettlementService": {
+                "SealWindow": self._of_day(settlement_service_pb2.SealWindowRequest, Day.seal),
+                "GetSeal": self._of_day(settlement_service_pb2.GetSealRequest, Day.get_seal),
+                "GetReceipt": self._of_day(settlement_service_pb2.GetReceiptRequest, Day.get_receipt),
             },
             "yikatong.v1.ReconciliationService": {
                 "IngestBankFile": self.ingest_bank_file,
@@ -322,7 +338,21 @@ class Service:
             self._metrics.on_denials_fetched([now_s - entry.denied_since_s for entry in response.entries if entry.reasons])
         return response.SerializeToString()
 
+    def _ask_blocking(self, command: Callable[[Memory, int], Any]) -> Any:
+        """Run a command from another thread than the loop's."""
+        return asyncio.run_coroutine_threadsafe(self._submit(Work(command=command)), self._loop).result()
+
     # ---- beside it ----
+
+    def _of_day(self, kind: type[Request], step: Callable[[Day, Request], Message]) -> Method:
+        """A step of the day: it reads the journal and asks the writer, on a thread of its own."""
+
+        async def method(request: bytes, deadline: float | None) -> bytes:
+            message = parse(kind, request)
+            response = await asyncio.to_thread(step, self.day, message)
+            return response.SerializeToString()
+
+        return method
 
     async def get_tap(self, request: bytes, deadline: float | None) -> bytes:
         """TapService.GetTap."""
@@ -363,11 +393,11 @@ class Service:
 
         def work() -> bytes:
             with self._core.journal.read() as reader:
-                cleared = clear(reader, names, message.settlement_date, message.sequence_first, message.sequence_last)
+                totals = operator_totals(reader, names, message.settlement_date, message.sequence_first, message.sequence_last)
             response = clearing_service_pb2.GetOperatorTotalsResponse(
-                total_taps=cleared.taps, total_fen=cleared.total_fen, sequence=cleared.sequence
+                total_taps=totals.taps, total_fen=totals.total_fen, sequence=totals.sequence
             )
-            for operator in cleared.operators:
+            for operator in totals.operators:
                 response.operators.add(
                     operator_id=operator.operator_id,
                     taps=operator.taps,

@@ -40,6 +40,7 @@ DESCRIPTIONS: Final[dict[LineKind, str]] = {
     LineKind.INTER_CITY: "异地互通",
     LineKind.FEES: "手续费",
     LineKind.LIABILITY: "自担损失",
+    LineKind.HELD: "暂缓结算",
     LineKind.ADJUSTMENTS: "调账",
     LineKind.DISPUTES: "争议处理",
 }

@@ -7,6 +7,7 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from yikatong.core.errors import (
+    ConfigError,
     DataError,
     DeadlineOver,
     Full,
@@ -24,6 +25,7 @@ CODES: Final[dict[type[YikatongError], tuple[grpc.StatusCode, str]]] = {
     InvalidRequest: (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
     NotFound: (grpc.StatusCode.NOT_FOUND, "NOT_FOUND"),
     Overloaded: (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED"),
+    ConfigError: (grpc.StatusCode.FAILED_PRECONDITION, "NOT_CONFIGURED"),
     Full: (grpc.StatusCode.FAILED_PRECONDITION, "FULL"),
     Unavailable: (grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE"),
     DeadlineOver: (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_OVER"),

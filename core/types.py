@@ -62,6 +62,16 @@ class Result(IntEnum):
     LIMIT_CATEGORY_DAY = 97
     LIMIT_CATEGORY_MONTH = 98
     LIMIT_OVERDRAFT = 99
+    WINDOW_NOT_FOUND = 100
+    WINDOW_OPEN = 101
+    WINDOW_CLOSED = 102
+    WINDOW_CLEARED = 103
+    WINDOW_SETTLED = 104
+    WINDOW_ABORTED = 105
+    WINDOW_SEALED = 106
+    WINDOW_BEFORE = 107
+    NET_DEBIT_CAP = 108
+    NO_AGREEMENT = 109
     SAME_ACTOR = 110
     WRONG_STATE = 111
     DEADLINE_PASSED = 112
@@ -93,6 +103,44 @@ class RecordKind(IntEnum):
     HOLD = 8
     EVENT = 9
     DENY_LIST = 10
+
+
+class ClearingOutcome(IntEnum):
+    """What clearing makes of one tap (proto/yikatong/v1/clearing_service.proto), in the order in which it is checked."""
+
+    CLEARED = 1
+    DEBT = 2
+    TEST = 3
+    DECLINED = 4
+    REFUSED = 5
+    FORMAT = 10
+    DUPLICATE = 20
+    FRAUD = 21
+    SEQUENCE_REUSED = 22
+    TERMINAL_UNKNOWN = 30
+    ISSUER_MISMATCH = 40
+    CARD_UNKNOWN = 50
+    CARD_EXPIRED = 51
+    MAC_WRONG = 60
+    TORN = 61
+    GREY = 62
+    GREY_PROVED = 63
+    GREY_DISPROVED = 64
+    DENIED_LIABLE = 70
+    AMOUNT_OVER_LIMIT = 80
+    BALANCE_GAP = 90
+    ATC_GAP = 91
+    LATE = 100
+
+
+class WindowState(IntEnum):
+    """Where the window of a settlement date stands (proto/yikatong/v1/clearing_service.proto)."""
+
+    OPEN = 1
+    CLOSED = 2
+    CLEARED = 3
+    SETTLED = 4
+    ABORTED = 5
 
 
 class Flag(IntFlag):
@@ -129,6 +177,14 @@ class PostingKind(IntEnum):
     REFUND_REVERSAL = 13
     PURSE_FUNDING = 14
     PURSE_RETURN = 15
+    SETTLEMENT = 30  # what a position came to was paid
+    FEE = 31
+    SUBSIDY = 32  # the city's part of concessions
+    SPLIT = 33  # transfers between two operators
+    INTER_CITY = 34  # taps of another city's cards
+    LIABILITY = 35  # taps that an operator must bear
+    HELD = 36  # taps kept back until somebody has looked at them
+    GREY = 37  # a debit that the card's next record proved
     ADJUSTMENT = 40
     DISPUTE = 41
     PAYMENT = 42
@@ -148,6 +204,10 @@ class DocumentKind(IntEnum):
     MERCHANT = 15  # acquirer id:merchant id → Merchant
     PURSE = 16  # card slot, 4 bytes; purse id → Purse
     LIMIT_USE = 17  # card slot, 4 bytes; limit id → period, 4 bytes; fen, 8 bytes
+    WINDOW = 30  # settlement date, 4 bytes → WindowDocument
+    GREY = 31  # settlement date, card slot (4 bytes each) and ATC (2) → sequence of the record that was settled, 8 bytes
+    SEAL = 32  # settlement date, 4 bytes → the seal, as JSON
+    SEAL_TREE = 33  # settlement date, 4 bytes → roots of the subtrees that receipts are made from, 32 bytes each
     INSTRUCTION = 40  # instruction id → Instruction
     BANK_STATEMENT = 41  # statement id → BankStatement
     EXCEPTION = 42  # sequence of the event it came up in, 8 bytes, and its place there, 4 bytes → Exception

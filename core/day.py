@@ -1,0 +1,752 @@
+"""The flow of a day, to be read first:
+
+    journal → clear → net → settle → reconcile → seal
+
+    close      windows.py     no more records come into the window of a settlement date
+    clear      clear.py       what of its taps clears and what does not (continuity.py: what only neighbours show)
+    net        net.py         who is owed what, and the postings that bring the ledger there
+    settle     settle.py      files for the banks
+    reconcile  reconcile.py   what the banks say became of them
+    seal       seal.py        roots over records and positions, signed; receipts
+
+`Day` takes a window through it. What reads the journal runs beside the writer; what changes anything is one command, which posts
+everything of a step together with the window's new state. So a step that was cut off did nothing, and a step that was done is
+not done again. What clearing must keep from one window to the next (each card's newest tap, pending grey records) and the queue
+of exceptions lie in files that are written before the command and made anew from the journal where they are lost."""
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import numpy as np
+
+from yikatong.core import limits
+from yikatong.core.change import Change, answered
+from yikatong.core.clear import EXCEPTION, NO_OPERATOR, SettledGrey, Tally, Terms, Window, clear_window, date_of, denied_since
+from yikatong.core.continuity import CARD, ROW, CardStates
+from yikatong.core.errors import ConfigError, Damaged, InvalidRequest, NotFound
+from yikatong.core.failpoints import failpoint
+from yikatong.core.journal import JournalReader
+from yikatong.core.memory import OPERATOR_PREFIX, Memory
+from yikatong.core.merchants import ACQUIRER_PREFIX, find_merchant, participant_of
+from yikatong.core.net import Net, net
+from yikatong.core.paging import page_size, page_token, parse_page_token
+from yikatong.core.positions import FEES, Line, LineKind, Netted, Payee, Position, line_of
+from yikatong.core.rules.agreements import Agreement, Agreements, CapAction, Fee
+from yikatong.core.seal import Sealed, position_receipt, record_receipt, records_tree, seal, seal_digest
+from yikatong.core.sm2 import PrivateKey
+from yikatong.core.types import ClearingOutcome, Deny, DocumentKind, Result, WindowState, wire
+from yikatong.core.windows import (
+    FIRST_DATE,
+    IN_THE_WAY,
+    Range,
+    WindowEvent,
+    after,
+    date_of_day,
+    day_of,
+    find_window,
+    settlement_days,
+    windows_from,
+)
+from yikatong.ext.engine import NONE, local_seconds
+from yikatong.v1 import clearing_service_pb2, settlement_service_pb2
+
+Progress = Callable[[int, int], None]
+Answer = TypeVar("Answer")
+Ask = Callable[[Callable[[Memory, int], Any]], Any]
+"""Runs a command on the writer's thread and returns its answer when that is durable."""
+
+FOLDER: Final = "clearing"  # in the data directory
+CLEARED_STATES: Final = (WindowState.CLEARED, WindowState.SETTLED, WindowState.ABORTED)
+
+
+# ---- windows as documents: on the writer's thread ----
+
+
+def _key(date: int) -> bytes:
+    return date.to_bytes(4, "big")
+
+
+def window_document(memory: Memory, date: int) -> clearing_service_pb2.WindowDocument:
+    """What is kept of the window of a settlement date; OPEN where nothing is."""
+    kept = memory.documents.get(DocumentKind.WINDOW, _key(date))
+    if kept is None:
+        window = clearing_service_pb2.ClearingWindow(settlement_date=date, state=wire(WindowState.OPEN))
+        return clearing_service_pb2.WindowDocument(window=window)
+    return clearing_service_pb2.WindowDocument.FromString(kept)
+
+
+def put_window(change: Change, document: clearing_service_pb2.WindowDocument) -> None:
+    change.put(DocumentKind.WINDOW, _key(document.window.settlement_date), document.SerializeToString(deterministic=True))
+
+
+def advance(memory: Memory, change: Change, date: int, event: WindowEvent) -> Result:
+    """Take a window on within a change that its caller commits: SETTLE, ABORT or RESUME. ACCEPTED, or the code of the refusal,
+    and then nothing was added to the change."""
+    document = window_document(memory, date)
+    state = after(WindowState(document.window.state), event)
+    if isinstance(state, Result):
+        return state
+    if document.window.seal_digest:
+        return Result.WINDOW_SEALED
+    document.window.state = wire(state)
+    put_window(change, document)
+    return Result.ACCEPTED
+
+
+def settle_window(memory: Memory, date: int, event: WindowEvent, time_us: int) -> Result:
+    """The same as a change of its own, where nothing else goes with it."""
+    change = Change(memory, time_us)
+    result = advance(memory, change, date, event)
+    if result is Result.ACCEPTED:
+        change.commit(f"window-{event.name.lower()}")
+    return result
+
+
+def check_date(date: int) -> int:
+    """Raises InvalidRequest unless it is a date YYYYMMDD."""
+    if local_seconds(date, 0) < 0:
+        raise InvalidRequest("settlement_date", f"{date} is no date YYYYMMDD of 2000 to 2099")
+    return date
+
+
+def current_day(memory: Memory, time_us: int) -> int:
+    """The settlement day that a record gets at a journal time."""
+    return max(int(memory.engine.settlement_day), (time_us // 1_000_000 + 8 * 3600) // 86_400)
+
+
+def close_window(
+    memory: Memory, request: clearing_service_pb2.CloseWindowRequest, time_us: int, *, has_records: bool
+) -> clearing_service_pb2.CloseWindowResponse:
+    """ClearingService.CloseWindow. `has_records` says whether the journal holds records of that date."""
+    response = clearing_service_pb2.CloseWindowResponse
+    if (answer := answered(memory, request, response)) is not None:
+        return answer
+    document = window_document(memory, request.settlement_date)
+    state = after(WindowState(document.window.state), WindowEvent.CLOSE)
+    if isinstance(state, Result):
+        return response(result=wire(state), window=document.window)
+    day, today = day_of(request.settlement_date), current_day(memory, time_us)
+    if day > today or (day < today and not has_records):
+        return response(result=wire(Result.WINDOW_NOT_FOUND))
+    document.window.state = wire(state)
+    change = Change(memory, time_us)
+    put_window(change, document)
+    change.close_date(day)
+    return change.answer(request, response(result=wire(Result.ACCEPTED), window=document.window), "window-closed")
+
+
+# ---- clearing ----
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What clearing takes from memory, copied for another thread."""
+
+    previous_state: WindowState
+    operator_of_account: dict[int, str]
+    account_of_terminal: list[int]
+    named: dict[int, str]
+    acquirers: dict[int, str]  # participant by account
+    cards: int
+    settled: list[int]
+
+
+def _plan(memory: Memory, window: Range, previous: Range | None, appeal_days_max: int) -> _Plan:
+    previous_state = WindowState(window_document(memory, previous.date).window.state) if previous else WindowState.CLEARED
+    named = {account: name for prefix in ("city:", "subsidy:") for name, account in memory.named_accounts(prefix)}
+    acquirers = {account: _settled_with(memory, name) for name, account in memory.named_accounts(ACQUIRER_PREFIX)}
+    if (fees := memory.account(FEES)) is not None:
+        named[fees] = FEES
+    from_date = date_of_day(max(day_of(window.date) - appeal_days_max, 0))
+    settled = memory.documents.scan(DocumentKind.GREY, _key(from_date), _key(window.date))
+    keys = [int.from_bytes(key[4:], "big") for key, _ in settled]
+    return _Plan(
+        previous_state, dict(memory.account_operators), list(memory.terminal_accounts), named, acquirers,
+        int(memory.engine.counts["cards"]), keys,
+    )  # fmt: skip
+
+
+def _settled_with(memory: Memory, account_name: str) -> str:
+    """The participant that an account "acquirer:…" or "acquirer:…:merchant" belongs to."""
+    acquirer_id, _, merchant_id = account_name.removeprefix(ACQUIRER_PREFIX).partition(":")
+    merchant = find_merchant(memory, acquirer_id, merchant_id) if merchant_id else None
+    return account_name if merchant is None else participant_of(merchant)
+
+
+def _stand_in(participant: str) -> Agreement:
+    """For a participant without an agreement: whether it matters is known when the window was read."""
+    day = date_of(20000101)
+    return Agreement(participant, day, day, None, "", 0, 0, limits.TAP_FEN_MAX, Fee(), 0, 1, None, CapAction.WARN, 0)
+
+
+def _terms(plan: _Plan, agreements: Agreements, date: int) -> tuple[Terms, list[str]]:
+    """The participants and what was agreed with them; and those with whom nothing was."""
+    accounts = {account: OPERATOR_PREFIX + name for account, name in plan.operator_of_account.items()} | plan.acquirers
+    participants, day = list(dict.fromkeys(accounts.values())), date_of(date)
+    found = {participant: agreements.find(participant, day) for participant in participants}
+    places = {participant: place for place, participant in enumerate(participants)}
+    place_of_account = {account: places[participant] for account, participant in accounts.items()}
+    within_s = {}
+    for transfer in agreements.transfers(day):
+        a, b = (places.get(operator, -1) for operator in transfer.operators)
+        if a >= 0 and b >= 0:
+            within_s[a, b] = within_s[b, a] = transfer.within_minutes * 60
+    if len(participants) > NO_OPERATOR:
+        raise ConfigError("participants", f"clearing knows {NO_OPERATOR} operators and acquirers at most")
+    terms = Terms(
+        participants,
+        [agreement or _stand_in(participant) for participant, agreement in found.items()],
+        place_of_account,
+        np.array([place_of_account[account] for account in plan.account_of_terminal], np.uint16),
+        agreements.city,
+        within_s,
+    )
+    return terms, [participant for participant, agreement in found.items() if agreement is None]
+
+
+def _without_agreement(tally: Tally, terms: Terms, missing: list[str]) -> list[str]:
+    """Those of the participants without an agreement whose money the window moves."""
+    posted = {account for kind, *pair in tally.postings if line_of(kind) is not None for account in pair}
+    moved = set(tally.proved["operator"].tolist()) | {terms.place_of_account.get(account) for account in posted}
+    return sorted(
+        participant
+        for place, participant in enumerate(terms.participants)
+        if participant in missing and (tally.taps[place] or place in moved)
+    )
+
+
+def _post_clearing(
+    memory: Memory,
+    request: clearing_service_pb2.ClearWindowRequest,
+    window: Range,
+    tally: Tally,
+    netted: Net,
+    version: str,
+    time_us: int,
+) -> clearing_service_pb2.ClearWindowResponse:
+    """The one command of clearing: postings, and the window with its positions, all or nothing."""
+    response = clearing_service_pb2.ClearWindowResponse
+    if (answer := answered(memory, request, response)) is not None:
+        return answer
+    document = window_document(memory, window.date)
+    state = after(WindowState(document.window.state), WindowEvent.CLEAR)
+    if isinstance(state, Result):
+        return response(result=wire(state), window=document.window)
+    change = Change(memory, time_us)
+    owing: dict[int, int] = {}
+    for movement in netted.movements:
+        credit = change.open_account(movement.credit)
+        if movement.card < 0:
+            change.move(change.open_account(movement.debit), credit, movement.amount_fen, movement.kind)
+            continue
+        card = memory.engine.card(movement.card)
+        change.move(card["account"], credit, movement.amount_fen, movement.kind, movement.card)
+        atc = int(tally.proved["atc"][tally.proved["sequence"] == movement.sequence][0])
+        key = _key(window.date) + movement.card.to_bytes(4, "big") + atc.to_bytes(2, "big")
+        change.put(DocumentKind.GREY, key, movement.sequence.to_bytes(8, "big"))
+        owing[movement.card] = owing.get(movement.card, 0) + movement.amount_fen
+    for slot, amount_fen in owing.items():
+        card = memory.engine.card(slot)
+        if memory.engine.balance_fen(card["account"]) < amount_fen:
+            change.deny(slot, card["deny_reasons"] | Deny.DEBT)
+    described = document.window
+    described.state = wire(state)
+    described.first_sequence, described.last_sequence = window.first_sequence, window.last_sequence
+    described.agreements_version = version
+    for outcome in ClearingOutcome:
+        if tally.counts[outcome]:
+            described.outcomes.add(
+                outcome=wire(outcome), count=int(tally.counts[outcome]), amount_fen=int(tally.amounts_fen[outcome])
+            )
+    for passed in netted.caps_passed:
+        described.caps_passed.add(participant=passed.participant, net_fen=passed.net_fen, cap_fen=passed.cap_fen)
+    for position in netted.netted.positions:
+        kept = document.positions.add(participant=position.participant, net_fen=position.net_fen)
+        for line in position.lines:
+            kept.lines.add(kind=line.kind.value, count=line.count, amount_fen=line.amount_fen)
+    put_window(change, document)
+    return change.answer(request, response(result=wire(Result.ACCEPTED), window=described), "window-cleared")
+
+
+def netted_of(document: clearing_service_pb2.WindowDocument) -> Netted:
+    """Positions as settlement takes them, of a window that was cleared."""
+    window = document.window
+    return Netted(
+        window.settlement_date,
+        window.first_sequence,
+        window.last_sequence,
+        tuple(
+            Position(kept.participant, tuple(Line(LineKind(line.kind), line.count, line.amount_fen) for line in kept.lines))
+            for kept in document.positions
+        ),
+    )
+
+
+# ---- files beside the journal ----
+
+
+class _Files:
+    """What clearing keeps of each window: arrays in `folder`, each whole or not there. Without a folder nothing is kept."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        if folder is not None:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def _path(self, date: int, name: str) -> Path | None:
+        return None if self.folder is None else self.folder / f"{date}.{name}.npy"
+
+    def put(self, date: int, name: str, array: Any) -> None:
+        path = self._path(date, name)
+        if path is None:
+            return
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+
+    def get(self, date: int, name: str, dtype: Any) -> Any:
+        """The array, or None where it is not there or not what was written."""
+        path = self._path(date, name)
+        if path is None:
+            return None
+        try:
+            array = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
+        return array if array.dtype == dtype and array.ndim == 1 else None
+
+    def drop(self, date: int, *names: str) -> None:
+        for name in names:
+            path = self._path(date, name)
+            if path is not None:
+                path.unlink(missing_ok=True)
+
+
+@dataclass
+class _Left:
+    """What a window leaves to the next."""
+
+    states: CardStates
+    pending: Any
+
+
+# ---- the flow ----
+
+
+@dataclass(frozen=True)
+class DayRules:
+    """By what a day is cleared and sealed; `folder` keeps what clearing carries on (None: it is made anew each time)."""
+
+    folder: Path | None = None
+    agreements: Agreements | None = None
+    seal_key: PrivateKey | None = None
+
+    @classmethod
+    def read(cls, data: Path, agreements: str, seal_key: str) -> "DayRules":
+        """From the files that settings name; "" for none. Raises RuleError or ConfigError."""
+        return cls(
+            data / FOLDER,
+            Agreements.read(Path(agreements)) if agreements else None,
+            PrivateKey.read(Path(seal_key)) if seal_key else None,
+        )
+
+
+class Day:
+    """Takes windows through the day. `read` opens a picture of the journal, `ask` runs commands. Methods may be called from any
+    thread but the writer's, and block."""
+
+    def __init__(self, read: Callable[[], JournalReader], ask: Ask, rules: DayRules) -> None:
+        self._read = read
+        self.ask = ask
+        self._files = _Files(rules.folder)
+        self._agreements = rules.agreements
+        self._seal_key = rules.seal_key
+        self._one_at_a_time = threading.Lock()
+
+    # ---- 1. close ----
+
+    def close(self, request: clearing_service_pb2.CloseWindowRequest) -> clearing_service_pb2.CloseWindowResponse:
+        """ClearingService.CloseWindow."""
+        date = check_date(request.settlement_date)
+        with self._read() as reader:
+            has_records = find_window(reader, date) is not None
+        return self.ask(lambda memory, time_us: close_window(memory, request, time_us, has_records=has_records))  # type: ignore[no-any-return]
+
+    # ---- 2. clear, 3. net ----
+
+    def clear(
+        self, request: clearing_service_pb2.ClearWindowRequest, progress: Progress = lambda done, total: None
+    ) -> clearing_service_pb2.ClearWindowResponse:
+        """ClearingService.ClearWindow. Raises ConfigError where the core was started without agreements."""
+        response = clearing_service_pb2.ClearWindowResponse
+        date = check_date(request.settlement_date)
+        agreements = self._agreements
+        if agreements is None:
+            raise ConfigError("agreements", "is not set: without agreements nothing can be cleared")
+        with self._one_at_a_time:
+            # 1. May it be cleared? A picture of the journal that is taken after the window was closed holds all of it.
+            answer, document = self.ask(lambda memory, _: (answered(memory, request, response), window_document(memory, date)))
+            if answer is not None:
+                return answer  # type: ignore[no-any-return]
+            with self._read() as reader:
+                return self._clear(reader, request, document, agreements, progress)
+
+    def _clear(
+        self,
+        reader: JournalReader,
+        request: clearing_service_pb2.ClearWindowRequest,
+        document: clearing_service_pb2.WindowDocument,
+        agreements: Agreements,
+        progress: Progress,
+    ) -> clearing_service_pb2.ClearWindowResponse:
+        response, date = clearing_service_pb2.ClearWindowResponse, request.settlement_date
+        window = find_window(reader, date)
+        if window is None:
+            return response(result=wire(Result.WINDOW_NOT_FOUND), reason="no record has that date")
+        previous = _window_before(reader, window)
+        plan = self._plan(window, previous, agreements)
+        if (refusal := _refusal(document, plan)) is not None:
+            return refusal
+        failpoint("clear-planned")
+        # 2. Read them, and net what came out.
+        left = self._left_by(reader, previous, agreements)
+        terms, missing = _terms(plan, agreements, date)
+        tally = self._tally(reader, window, plan, terms, left, progress)
+        if without := _without_agreement(tally, terms, missing):
+            reason = f"there is no agreement on {date_of(date)} with {', '.join(without)}"
+            return response(result=wire(Result.NO_AGREEMENT), reason=reason)
+        netted = net(tally, terms, agreements, plan.named)
+        if blocked := [passed for passed in netted.caps_passed if passed.blocks]:
+            reason = "; ".join(
+                f"{passed.participant} would owe {-passed.net_fen} fen, its cap is {passed.cap_fen}" for passed in blocked
+            )
+            return response(result=wire(Result.NET_DEBIT_CAP), reason=reason)
+        failpoint("clear-tallied")
+        # 3. Keep what the next window needs, and the queue; then post.
+        self._keep(date, tally, terms, left.states)
+        failpoint("clear-kept")
+        answer = self.ask(
+            lambda memory, time_us: _post_clearing(memory, request, window, tally, netted, agreements.version, time_us)
+        )
+        failpoint("clear-posted")
+        if previous is not None:
+            before = _window_before(reader, previous)
+            if before is not None:
+                self._files.drop(before.date, "cards", "pending")  # the last but one is not gone back to
+        return answer  # type: ignore[no-any-return]
+
+    def _plan(self, window: Range, previous: Range | None, agreements: Agreements) -> _Plan:
+        return self.ask(lambda memory, _: _plan(memory, window, previous, limits.APPEAL_DAYS_MAX))  # type: ignore[no-any-return]
+
+    def _tally(
+        self,
+        reader: JournalReader,
+        window: Range,
+        plan: _Plan,
+        terms: Terms,
+        left: _Left,
+        progress: Progress = lambda done, total: None,
+    ) -> Tally:
+        return clear_window(
+            reader,
+            Window(window.date, window.first_sequence, window.last_sequence),
+            terms,
+            plan.cards,
+            left.states,
+            left.pending,
+            lambda records: denied_since(reader, records),
+            SettledGrey(np.array(plan.settled, np.uint64), plan.cards),
+            self._files.folder,
+            progress,
+        )
+
+    def _keep(self, date: int, tally: Tally, terms: Terms, states: CardStates) -> None:
+        self._files.put(date, "cards", states.array)
+        self._files.put(date, "pending", tally.pending)
+        self._files.put(date, "exceptions", tally.exceptions)
+
+    def _left_by(self, reader: JournalReader, previous: Range | None, agreements: Agreements) -> _Left:
+        """What the window before left; from its files, else made anew by clearing the windows before it once more."""
+        if previous is None:
+            return _Left(CardStates(), np.empty(0, ROW))
+        cards, pending = self._files.get(previous.date, "cards", CARD), self._files.get(previous.date, "pending", ROW)
+        if cards is not None and pending is not None:
+            return _Left(CardStates(cards), pending)
+        return self._again(reader, previous, agreements)[1]
+
+    def _again(self, reader: JournalReader, window: Range, agreements: Agreements) -> tuple[Tally, _Left]:
+        """A cleared window's tally and what it left, made once more; nothing is posted."""
+        earlier: list[Range] = [window]
+        left = _Left(CardStates(), np.empty(0, ROW))
+        while (before := _window_before(reader, earlier[-1])) is not None:
+            cards, pending = self._files.get(before.date, "cards", CARD), self._files.get(before.date, "pending", ROW)
+            if cards is not None and pending is not None:
+                left = _Left(CardStates(cards), pending)
+                break
+            earlier.append(before)
+        for each in reversed(earlier):
+            plan = self._plan(each, None, agreements)
+            terms, _ = _terms(plan, agreements, each.date)
+            tally = self._tally(reader, each, plan, terms, left)
+            left = _Left(left.states, tally.pending)
+            self._keep(each.date, tally, terms, left.states)
+        return tally, left
+
+    # ---- 4. settle: see settle.py; the window's state goes on by `advance` ----
+
+    # ---- 6. seal ----
+
+    def seal(
+        self, request: settlement_service_pb2.SealWindowRequest, progress: Progress = lambda done, total: None
+    ) -> settlement_service_pb2.SealWindowResponse:
+        """SettlementService.SealWindow. Raises ConfigError where the core was started without a key to sign with."""
+        response = settlement_service_pb2.SealWindowResponse
+        date = check_date(request.settlement_date)
+        key = self._seal_key
+        if key is None:
+            raise ConfigError("seal_key", "is not set: without a key nothing can be sealed")
+        with self._one_at_a_time:
+            answer, document = self.ask(lambda memory, _: (answered(memory, request, response), window_document(memory, date)))
+            if answer is not None:
+                return answer  # type: ignore[no-any-return]
+            if (refused := _seal_refused(document)) is not None:
+                return response(result=wire(refused), window=document.window)
+            with self._read() as reader:
+                return self._seal(reader, request, document, key, progress)
+
+    def _seal(
+        self,
+        reader: JournalReader,
+        request: settlement_service_pb2.SealWindowRequest,
+        document: clearing_service_pb2.WindowDocument,
+        key: PrivateKey,
+        progress: Progress,
+    ) -> settlement_service_pb2.SealWindowResponse:
+        response = settlement_service_pb2.SealWindowResponse
+        window = find_window(reader, request.settlement_date)
+        if window is None:
+            return response(result=wire(Result.WINDOW_NOT_FOUND))
+        previous = _window_before(reader, window)
+        previous_seal = None
+        if previous is not None:
+            before = _key(previous.date)
+            previous_seal = self.ask(lambda memory, _: memory.documents.get(DocumentKind.SEAL, before))
+            if previous_seal is None:
+                return response(result=wire(Result.WINDOW_BEFORE))
+        subtrees = records_tree(reader, window, progress)
+        sealed = seal(window, subtrees, netted_of(document).positions, previous_seal, key)
+        failpoint("seal-made")
+        answer = self.ask(lambda memory, time_us: _post_seal(memory, request, sealed, time_us))
+        failpoint("seal-kept")
+        return answer  # type: ignore[no-any-return]
+
+    def get_seal(self, request: settlement_service_pb2.GetSealRequest) -> settlement_service_pb2.GetSealResponse:
+        """SettlementService.GetSeal."""
+        sealed, _ = self._sealed(check_date(request.settlement_date))
+        return settlement_service_pb2.GetSealResponse(seal=sealed.seal)
+
+    def get_receipt(self, request: settlement_service_pb2.GetReceiptRequest) -> settlement_service_pb2.GetReceiptResponse:
+        """SettlementService.GetReceipt."""
+        match request.WhichOneof("key"):
+            case "sequence":
+                with self._read() as reader:
+                    found = reader.record(request.sequence)
+                    if found is None:
+                        raise NotFound("record", str(request.sequence))
+                    date = date_of_day(int(settlement_days(found[1])[0]))
+                    sealed, _ = self._sealed(date)
+                    receipt = record_receipt(reader, request.sequence, sealed.seal, sealed.subtrees)
+            case "participant_total":
+                wanted = request.participant_total
+                sealed, document = self._sealed(check_date(wanted.settlement_date))
+                receipt = position_receipt(netted_of(document).positions, wanted.participant, sealed.seal)
+            case _:
+                raise InvalidRequest("key", "sequence or participant_total is wanted")
+        return settlement_service_pb2.GetReceiptResponse(receipt=receipt)
+
+    def _sealed(self, date: int) -> tuple[Sealed, clearing_service_pb2.WindowDocument]:
+        def ask(memory: Memory, _: int) -> tuple[bytes | None, bytes | None, clearing_service_pb2.WindowDocument]:
+            kept = [memory.documents.get(kind, _key(date)) for kind in (DocumentKind.SEAL, DocumentKind.SEAL_TREE)]
+            return kept[0], kept[1], window_document(memory, date)
+
+        raw, subtrees, document = self.ask(ask)
+        if raw is None or subtrees is None:
+            raise NotFound("seal", f"of {date}")
+        return Sealed(raw, subtrees), document
+
+    # ---- looking ----
+
+    def get_window(self, request: clearing_service_pb2.GetWindowRequest) -> clearing_service_pb2.GetWindowResponse:
+        """ClearingService.GetWindow."""
+        date = check_date(request.settlement_date)
+        with self._read() as reader:
+            window = find_window(reader, date)
+        if window is None:
+            raise NotFound("window", str(date))
+        return clearing_service_pb2.GetWindowResponse(window=self._described([window])[0])
+
+    def list_windows(self, request: clearing_service_pb2.ListWindowsRequest) -> clearing_service_pb2.ListWindowsResponse:
+        """ClearingService.ListWindows."""
+        size = page_size(request.page_size)
+        start = int.from_bytes(parse_page_token(request.page_token, b"windows", 4), "big") if request.page_token else FIRST_DATE
+        found: list[Range] = []
+        with self._read() as reader:
+            for window in windows_from(reader, start):
+                found.append(window)
+                if len(found) > size:
+                    break
+        token = page_token(_key(found[size].date), b"windows") if len(found) > size else ""
+        return clearing_service_pb2.ListWindowsResponse(windows=self._described(found[:size]), next_page_token=token)
+
+    def _described(self, windows: list[Range]) -> list[clearing_service_pb2.ClearingWindow]:
+        def ask(memory: Memory, _: int) -> list[clearing_service_pb2.ClearingWindow]:
+            return [window_document(memory, window.date).window for window in windows]
+
+        described: list[clearing_service_pb2.ClearingWindow] = self.ask(ask)
+        for each, window in zip(described, windows, strict=True):
+            each.first_sequence, each.last_sequence = window.first_sequence, window.last_sequence
+        return described
+
+    def list_positions(self, request: clearing_service_pb2.ListPositionsRequest) -> clearing_service_pb2.ListPositionsResponse:
+        """ClearingService.ListPositions."""
+        document = self._cleared(check_date(request.settlement_date))
+        return clearing_service_pb2.ListPositionsResponse(positions=document.positions)
+
+    def netted(self, date: int) -> Netted:
+        """The positions of a cleared window, for settlement. Raises NotFound."""
+        return netted_of(self._cleared(date))
+
+    def payees(self, date: int) -> dict[str, Payee]:
+        """Where participants' money goes to on a settlement date."""
+        return self._agreements.payees(date_of(date)) if self._agreements is not None else {}
+
+    def _cleared(self, date: int) -> clearing_service_pb2.WindowDocument:
+        document: clearing_service_pb2.WindowDocument = self.ask(lambda memory, _: window_document(memory, date))
+        if WindowState(document.window.state) not in CLEARED_STATES:
+            raise NotFound("cleared window", str(date))
+        return document
+
+    def exceptions(self, date: int) -> Any:
+        """The queue of a cleared window, an array of clear.EXCEPTION in order of sequence. Raises NotFound."""
+        self._cleared(date)
+        rows = self._files.get(date, "exceptions", EXCEPTION)
+        if rows is not None:
+            return rows
+        if self._agreements is None:
+            raise NotFound("queue of the window", str(date))
+        with self._one_at_a_time, self._read() as reader:
+            window = find_window(reader, date)
+            if window is None:
+                raise Damaged(f"the window of {date} was cleared, and has no records")
+            return self._again(reader, window, self._agreements)[0].exceptions
+
+    def list_exceptions(
+        self, request: clearing_service_pb2.ListClearingExceptionsRequest
+    ) -> clearing_service_pb2.ListClearingExceptionsResponse:
+        """ClearingService.ListClearingExceptions."""
+        size = page_size(request.page_size)
+        date = check_date(request.settlement_date)
+        of = f"exceptions {date} {int(request.outcome)}".encode()
+        start = int.from_bytes(parse_page_token(request.page_token, of, 8), "big") if request.page_token else 0
+        rows = self.exceptions(date)
+        if request.outcome:
+            rows = rows[rows["outcome"] == int(request.outcome)]
+        page = rows[np.searchsorted(rows["sequence"], start) :][: size + 1]
+        token = page_token(int(page["sequence"][size]).to_bytes(8, "big"), of) if len(page) > size else ""
+        page = page[:size]
+        found = self.ask(lambda memory, _: [_exception(memory, row) for row in page])
+        return clearing_service_pb2.ListClearingExceptionsResponse(exceptions=found, next_page_token=token)
+
+
+def _window_before(reader: JournalReader, window: Range) -> Range | None:
+    """The window whose records end where this one's begin."""
+    found = reader.record(window.first_sequence - 1) if window.first_sequence > 1 else None
+    return find_window(reader, date_of_day(int(settlement_days(found[1])[0]))) if found is not None else None
+
+
+def _refusal(document: clearing_service_pb2.WindowDocument, plan: _Plan) -> clearing_service_pb2.ClearWindowResponse | None:
+    before = WindowState(document.window.state)
+    state = after(before, WindowEvent.CLEAR)
+    if isinstance(state, Result):
+        reason = f"the window is {before.name}"
+        return clearing_service_pb2.ClearWindowResponse(result=wire(state), window=document.window, reason=reason)
+    if plan.previous_state not in CLEARED_STATES:
+        reason = f"the window before it is {plan.previous_state.name}"
+        return clearing_service_pb2.ClearWindowResponse(result=wire(Result.WINDOW_BEFORE), reason=reason)
+    return None
+
+
+def _seal_refused(document: clearing_service_pb2.WindowDocument) -> Result | None:
+    """Why a window cannot be sealed: it is, or was not settled."""
+    if document.window.seal_digest:
+        return Result.WINDOW_SEALED
+    state = WindowState(document.window.state)
+    return None if state is WindowState.SETTLED else IN_THE_WAY[state]
+
+
+def _post_seal(
+    memory: Memory, request: settlement_service_pb2.SealWindowRequest, sealed: Sealed, time_us: int
+) -> settlement_service_pb2.SealWindowResponse:
+    """The one command of sealing. What was sealed may have been aborted meanwhile."""
+    response = settlement_service_pb2.SealWindowResponse
+    if (answer := answered(memory, request, response)) is not None:
+        return answer
+    document = window_document(memory, request.settlement_date)
+    if (refused := _seal_refused(document)) is not None:
+        return response(result=wire(refused), window=document.window)
+    document.window.seal_digest = seal_digest(sealed.seal)
+    change = Change(memory, time_us)
+    change.put(DocumentKind.SEAL, _key(request.settlement_date), sealed.seal)
+    change.put(DocumentKind.SEAL_TREE, _key(request.settlement_date), sealed.subtrees)
+    put_window(change, document)
+    return change.answer(request, response(result=wire(Result.ACCEPTED), window=document.window), "window-sealed")
+
+
+WHY: Final = {
+    ClearingOutcome.DEBT: "the card's balance did not cover it; the rider owes the rest",
+    ClearingOutcome.REFUSED: "the rider was let in, and the tap was refused when it was uploaded",
+    ClearingOutcome.FORMAT: "its key version or algorithm is not known here",
+    ClearingOutcome.DUPLICATE: "the same debit stands in another record",
+    ClearingOutcome.FRAUD: "this card counter came before, with another MAC or at another terminal",
+    ClearingOutcome.SEQUENCE_REUSED: "this terminal sequence came before, with another tap",
+    ClearingOutcome.TERMINAL_UNKNOWN: "no such terminal is registered",
+    ClearingOutcome.ISSUER_MISMATCH: "it names another issuer than the card's own",
+    ClearingOutcome.CARD_UNKNOWN: "no such card is registered",
+    ClearingOutcome.CARD_EXPIRED: "the card had expired",
+    ClearingOutcome.MAC_WRONG: "its MAC is not the card's",
+    ClearingOutcome.TORN: "the card was torn away; its next record will show whether it paid",
+    ClearingOutcome.GREY: "the terminal did not see the card's answer; its next record will show whether it paid",
+    ClearingOutcome.GREY_PROVED: "the card's next record shows that it paid; the debit is posted",
+    ClearingOutcome.GREY_DISPROVED: "the card's next record shows that it did not pay",
+    ClearingOutcome.DENIED_LIABLE: "the card was denied and the terminal must have had the list; the operator bears it",
+    ClearingOutcome.AMOUNT_OVER_LIMIT: "it is more than the agreement allows in one tap; kept back",
+    ClearingOutcome.BALANCE_GAP: "the chip's balance is off by {detail} fen against the tap before, or its own amount",
+    ClearingOutcome.ATC_GAP: "{detail} counters of the card are missing before it; an upload is to be waited for",
+    ClearingOutcome.LATE: "it is older than the appeal period; kept back, or given up where nothing was charged",
+}
+"""What a row of the queue says in words; the other outcomes are not queued."""
+
+
+def _exception(memory: Memory, row: Any) -> clearing_service_pb2.ClearingException:
+    outcome = ClearingOutcome(int(row["outcome"]))
+    exception = clearing_service_pb2.ClearingException(
+        sequence=int(row["sequence"]), outcome=wire(outcome), amount_fen=int(row["amount_fen"]),
+        why=WHY[outcome].format(detail=int(row["detail"])),
+    )  # fmt: skip
+    if row["card"] != NONE:
+        exception.card_number = memory.engine.card(int(row["card"]))["card_number"]
+    if row["terminal"] != NONE:
+        terminal = memory.engine.terminal(int(row["terminal"]))
+        exception.terminal_number = terminal["terminal_number"]
+        exception.operator_id = memory.account_operators[terminal["account"]]
+    return exception
+
+
+assert set(WHY) == set(ClearingOutcome) - {ClearingOutcome.CLEARED, ClearingOutcome.TEST, ClearingOutcome.DECLINED}
