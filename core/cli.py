@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from yikatong.bench.load_cli import load_command
 from yikatong.core import logs
 from yikatong.core.config import Settings, flag, read_settings
+from yikatong.core.day_cli import add_day_commands
 from yikatong.core.errors import YikatongError
 from yikatong.core.memory import EngineSettings
 
@@ -217,13 +218,14 @@ def demo(seconds: float, seed: int | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="print a JSON list instead of a table")
 @click.option("--tiny", is_flag=True, help="sizes that only show that the benches run")
 def bench(names: tuple[str, ...], as_json: bool, tiny: bool) -> None:
-    """Measure: mac, fares, engine, journal, unary, bulk, latency, restart; all of them unless named."""
+    """Measure: mac, fares, engine, journal, unary, bulk, latency, restart, day; all of them unless named."""
     from yikatong.bench.run import run_benches
 
     run_benches(OUT, ERR, names, as_json=as_json, tiny=tiny)
 
 
 cli.add_command(load_command)
+add_day_commands(cli)
 
 if __name__ == "__main__":
     main()
