@@ -1,6 +1,7 @@
 """The journal written out as Parquet or CSV, and hot copies of a data directory."""
 
 from collections.abc import Callable, Iterator
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +16,8 @@ from yikatong.core.errors import DataError
 from yikatong.core.journal import Entry, Journal, JournalReader
 from yikatong.core.memory import EngineSettings, Memory
 from yikatong.core.store import DataDirectory
-from yikatong.v1 import tap_service_pb2
+from yikatong.core.windows import settlement_days
+from yikatong.v1 import journal_pb2, tap_service_pb2
 
 Progress = Callable[[int, int], None]
 
@@ -25,6 +27,9 @@ SCHEMA: Final = pa.schema(
         ("journal_time", pa.timestamp("us", tz="UTC")),
         ("kind", pa.string()),
         ("result", pa.string()),
+        ("settlement_date", pa.date32()),
+        ("event", pa.string()),
+        ("reason", pa.string()),
         ("card_number", pa.string()),
         ("terminal_number", pa.string()),
         ("operator", pa.string()),
@@ -53,7 +58,8 @@ SCHEMA: Final = pa.schema(
         ("fraud", pa.bool_()),
     ]
 )
-"""Columns of an export, one row a journal record. Columns of taps are null in other rows. Times are UTC, but `local_time` is
+"""Columns of an export, one row a journal record. Columns of taps are null in other rows; `event` is the name of an event, and
+`reason` why a posting that follows one was made. Times are UTC, but `local_time` is
 the terminal's (UTC+8)."""
 
 Array = npt.NDArray[Any]
@@ -65,7 +71,9 @@ class _Names:
     def __init__(self, memory: Memory) -> None:
         engine = memory.engine
         counts = engine.counts
-        self.cards = np.array([engine.card(slot)["card_number"] for slot in range(counts["cards"])], object)
+        cards = [engine.card(slot) for slot in range(counts["cards"])]
+        self.cards = np.array([card["card_number"] for card in cards], object)
+        self.card_accounts = np.array([card["account"] for card in cards], np.int64)
         terminals = [engine.terminal(slot) for slot in range(counts["terminals"])]
         self.terminals = np.array([terminal["terminal_number"].hex() for terminal in terminals], object)
         self.operators = np.array([memory.account_operators[terminal["account"]] for terminal in terminals], object)
@@ -90,6 +98,34 @@ def _local_time(records: Array, is_tap: Array) -> Any:
     return pa.array(seconds.astype("datetime64[s]"), pa.timestamp("s"), mask=~is_tap)
 
 
+def _names_of(kinds: type[IntEnum]) -> Array:
+    """Names by number; None where a number has none."""
+    found = np.full(256, None, object)
+    for kind in kinds:
+        found[kind] = kind.name
+    return found
+
+
+_NAMES_OF_KIND: Final = _names_of(types.RecordKind)
+_NAMES_OF_RESULT: Final = _names_of(types.Result)
+_NAMES_OF_REASON: Final = _names_of(types.PostingKind)
+
+
+def _balances(records: Array, names: _Names) -> tuple[Array, Array]:
+    """The balance of each record's card after it, and whether the record states one: a posting may move it either way, or move
+    a restricted purse of the card instead."""
+    kind, card = records["kind"], records["card"]
+    own = np.full(len(records), -1, np.int64)
+    known = card < len(names.card_accounts)
+    own[known] = names.card_accounts[card[known]]
+    credited = records["credit_account"] == own
+    balance = np.where(credited, records["credit_after_fen"], records["debit_after_fen"])
+    states = (card != types.NONE) & (kind != types.RecordKind.DENY_LIST)
+    states &= (kind != types.RecordKind.POSTING) | credited | (records["debit_account"] == own)
+    states &= (kind != types.RecordKind.HOLD) | (records["debit_account"] == own)
+    return balance, states
+
+
 def _batch(entry: Entry, names: _Names) -> pa.RecordBatch:
     records = entry.array
     is_tap = records["kind"] == types.RecordKind.TAP
@@ -100,21 +136,25 @@ def _batch(entry: Entry, names: _Names) -> pa.RecordBatch:
         cards[at], terminals[at] = tap.card_number, tap.terminal_number.hex()
     for at in np.flatnonzero(records["kind"] == types.RecordKind.OPERATOR):
         operators[at] = names.operator_of_account[int(records["credit_account"][at])]
-    kinds = np.array([types.RecordKind(kind).name for kind in range(1, 6)], object)[records["kind"] - 1]
-    result_names = np.full(256, None, object)
-    for result in types.Result:
-        result_names[result] = result.name
-    balance = np.where(records["kind"] == types.RecordKind.TOP_UP, records["credit_after_fen"], records["debit_after_fen"])
+    events = np.full(len(records), None, object)
+    for at in np.flatnonzero(records["kind"] == types.RecordKind.EVENT):
+        events[at] = journal_pb2.Event.FromString(entry.payload(int(records["payload_place"][at]))).name
+    is_posting = records["kind"] == types.RecordKind.POSTING
+    reasons = np.where(is_posting, _NAMES_OF_REASON[records["transaction_type"]], None)
+    balance, has_balance = _balances(records, names)
     columns: dict[str, Any] = {
         "sequence": records["sequence"],
         "journal_time": records["time_us"].astype("datetime64[us]"),
-        "kind": kinds,
-        "result": result_names[records["result"]],
+        "kind": _NAMES_OF_KIND[records["kind"]],
+        "result": _NAMES_OF_RESULT[records["result"]],
+        "settlement_date": pa.array(settlement_days(records).astype("datetime64[D]"), pa.date32()),
+        "event": events,
+        "reason": reasons,
         "card_number": cards,
         "terminal_number": terminals,
         "operator": operators,
         "amount_fen": records["amount_fen"],
-        "balance_after_fen": pa.array(balance, pa.int64(), mask=records["card"] == types.NONE),
+        "balance_after_fen": pa.array(balance, pa.int64(), mask=~has_balance),
         "debit_account": pa.array(records["debit_account"], mask=records["debit_account"] == types.NONE),
         "credit_account": pa.array(records["credit_account"], mask=records["credit_account"] == types.NONE),
         "local_time": _local_time(records, is_tap),
