@@ -30,18 +30,26 @@ BATCH = 8_192
 FUNDS_FEN = 1_000_000
 
 
-def fill(memory: Memory, cards: int, terminals: int, progress: Progress, append: Callable[[], object] | None = None) -> None:
+def fill(
+    memory: Memory,
+    cards: int,
+    terminals: int,
+    progress: Progress,
+    append: Callable[[], object] | None = None,
+    operators: int = 10,
+    time_us: int = 1,
+) -> None:
     """Register and fund cards, and register terminals; `append` takes each group for the journal, else it is dropped."""
     append = append or memory.engine.take_group
-    for request in register_terminal_requests(terminals, BATCH):
-        commands.register_terminals(memory, request, 1)
+    for request in register_terminal_requests(terminals, BATCH, operators):
+        commands.register_terminals(memory, request, time_us)
         append()
     done = 0
     for request_of_cards in register_card_requests(cards, BATCH):
-        commands.register_cards(memory, request_of_cards, 1)
+        commands.register_cards(memory, request_of_cards, time_us)
         for card in request_of_cards.cards:
             top_up = account_service_pb2.TopUpRequest(card_number=card.card_number, amount_fen=FUNDS_FEN)
-            memory.engine.top_up(memory.engine.find_card(card.card_number), FUNDS_FEN, 1, top_up.SerializeToString())
+            memory.engine.top_up(memory.engine.find_card(card.card_number), FUNDS_FEN, time_us, top_up.SerializeToString())
         append()
         done += len(request_of_cards.cards)
         progress("filling the engine", done, cards)

@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from yikatong.bench import bulk, engine, fares, journal, latency, mac, restart, unary
+from yikatong.bench import bulk, day, engine, fares, journal, latency, mac, restart, unary
 from yikatong.bench.result import BenchResult, Progress
 from yikatong.core import tap_port
 from yikatong.core.cli import progress_bars
@@ -24,6 +24,7 @@ BENCHES: Final[dict[str, tuple[Callable[..., list[BenchResult]], dict[str, Any]]
     "bulk": (bulk.run, {"cards": 1_000, "taps": 4_000, "batch": 1_000, "turns": 2}),
     "latency": (latency.run, {"cards": 1_000, "seconds": 0.3, "turns": 1, "rate_max": 2_000}),
     "restart": (restart.run, {"cards": 1_000, "taps": 20_000, "tail": 5_000, "turns": 1}),
+    "day": (day.run, {"cards": 1_000, "taps": 8_000, "operators": 20, "sample": 2_000}),
 }
 """Each bench and the arguments of its tiny run."""
 

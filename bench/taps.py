@@ -45,14 +45,16 @@ def register_card_requests(cards: int, batch: int) -> list[card_service_pb2.Regi
     ]
 
 
-def register_terminal_requests(terminals: int, batch: int) -> list[terminal_service_pb2.RegisterTerminalsRequest]:
-    """RegisterTerminalsRequest for `terminals` bus terminals of ten operators."""
+def register_terminal_requests(
+    terminals: int, batch: int, operators: int = 10
+) -> list[terminal_service_pb2.RegisterTerminalsRequest]:
+    """RegisterTerminalsRequest for `terminals` bus terminals of ten operators, or of so many."""
     return [
         terminal_service_pb2.RegisterTerminalsRequest(
             terminals=[
                 terminal_service_pb2.Terminal(
                     terminal_number=terminal_number(i),
-                    operator_id=f"operator {i % 10}",
+                    operator_id=f"operator {i % operators}",
                     kind=terminal_service_pb2.TERMINAL_KIND_BUS,
                 )
                 for i in range(start, min(start + batch, terminals))
