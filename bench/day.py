@@ -1,4 +1,5 @@
-"""bench day: a day's window cleared, netted and sealed, step by step, and the memory that it takes.
+"""bench day: a day's window cleared, netted, settled (files written, paid by a simulated bank) and sealed, step by step, and the
+memory that it takes.
 
 The window is made as the engine would have made it, by running its taps; what the engine does not look at (the chip's balances,
 the fare before concessions, the card's city, the terminal's clock) is then written into the records, so that balances join on to
@@ -14,7 +15,6 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,8 +23,9 @@ import numpy as np
 from yikatong.bench.engine import BATCH, fill
 from yikatong.bench.result import BenchResult, Progress, machine
 from yikatong.bench.taps import AMOUNT_FEN, ATC_FIRST, SEQUENCE_FIRST, Taps, bench_key_set, make_taps
-from yikatong.core import types
-from yikatong.core.day import Day, DayRules, settle_window
+from yikatong.clients.bank import return_file
+from yikatong.core import payments, types
+from yikatong.core.day import Day, DayRules
 from yikatong.core.journal import Group, Journal, sm3
 from yikatong.core.local import LocalCore
 from yikatong.core.memory import EngineSettings, Memory
@@ -34,8 +35,7 @@ from yikatong.core.sm2 import PrivateKey
 from yikatong.core.store import DataDirectory
 from yikatong.core.tap import TapRules, run_taps
 from yikatong.core.types import Result
-from yikatong.core.windows import WindowEvent
-from yikatong.v1 import clearing_service_pb2, settlement_service_pb2, tap_service_pb2
+from yikatong.v1 import clearing_service_pb2, reconciliation_service_pb2, settlement_service_pb2, tap_service_pb2
 
 DATE: Final = 20250101
 DATE_BEFORE: Final = 20241231  # cards and terminals were registered then
@@ -60,6 +60,11 @@ def agreements(operators: int) -> Agreements:
         parts.append(
             f'[[transfer]]\noperators = ["operator:operator {i}", "operator:operator {i + 1}"]\nfrom = 2025-01-01\n'
             "within_minutes = 60\nshares = [3, 2]\n"
+        )
+    for i, participant in enumerate(("float", "fees", "subsidy:city", "city:4403")):
+        parts.append(
+            f'[[account]]\nparticipant = "{participant}"\nfrom = 2024-01-01\nname = "{participant}"\n'
+            f'bank_code = "105598000001"\naccount_number = "{2 * 10**12 + i}"\n'
         )
     return Agreements(Source("bench", "\n".join(parts).encode()))
 
@@ -169,14 +174,15 @@ def _measure(data: Path, operators: int, out: Any) -> None:
             return answer
 
         for date in (DATE_BEFORE, DATE):
-            request_ids = iter(date.to_bytes(15, "big") + bytes([i]) for i in range(3))
+            request_ids = iter(date.to_bytes(15, "big") + bytes([i]) for i in range(4))
             close = clearing_service_pb2.CloseWindowRequest(request_id=next(request_ids), settlement_date=date)
             clear = clearing_service_pb2.ClearWindowRequest(request_id=next(request_ids), settlement_date=date)
             seal = settlement_service_pb2.SealWindowRequest(request_id=next(request_ids), settlement_date=date)
-            settle = partial(settle_window, date=date, event=WindowEvent.SETTLE)
+            settle = settlement_service_pb2.SettleWindowRequest(request_id=next(request_ids), settlement_date=date)
             step("close", lambda close=close: day.close(close))
             window = step("clear and net", lambda clear=clear: day.clear(clear)).window
-            step("settle", lambda settle=settle: local.ask(lambda memory, time_us: settle(memory, time_us=time_us)))
+            step("settle", lambda settle=settle: day.settle(settle))
+            step("pay", lambda date=date: _pay(local, date))
             step("seal", lambda seal=seal: day.seal(seal))
         watch.end()
         digest = hashlib.sha256()
@@ -185,6 +191,18 @@ def _measure(data: Path, operators: int, out: Any) -> None:
         for position in day.netted(DATE).positions:
             digest.update(f"{position.participant} {position.net_fen}\n".encode())
         out.send((seconds, watch.own_bytes, watch.resident_bytes, digest.hexdigest()))
+
+
+def _pay(local: LocalCore, date: int) -> Any:
+    """A bank that pays everything, and its return file."""
+    orders = local.ask(lambda memory, _: payments.instructions_of(memory, date))
+    if not orders:
+        return None
+    request = reconciliation_service_pb2.IngestBankFileRequest(
+        request_id=date.to_bytes(16, "big"), name="bank.csv", content=return_file(f"bench-{date}", orders, TIME_US)
+    )
+    bank = payments.read_bank_file(request)
+    return local.ask(lambda memory, time_us: payments.ingest_bank_file(memory, request, bank, time_us))
 
 
 # ---- the baseline ----
@@ -264,7 +282,8 @@ def run(
         progress("clearing and sealing", 1, 1)
     conditions = machine() | {
         "cards": cards, "taps": taps, "operators": operators, "close_s": round(seconds["close"], 3),
-        "settle_s": round(seconds["settle"], 3), "own_memory_mib": own_bytes // MIB, "resident_mib": resident_bytes // MIB,
+        "settle_s": round(seconds["settle"], 3), "pay_s": round(seconds["pay"], 3),
+        "own_memory_mib": own_bytes // MIB, "resident_mib": resident_bytes // MIB,
         "files": "in the page cache", "durability": "fsync a step",
     }  # fmt: skip
     baseline = f"a loop in plain Python over {sample:,} taps, times as many as there are"

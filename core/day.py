@@ -16,7 +16,7 @@ of exceptions lie in files that are written before the command and made anew fro
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -34,21 +34,28 @@ from yikatong.core.memory import OPERATOR_PREFIX, Memory
 from yikatong.core.merchants import ACQUIRER_PREFIX, find_merchant, participant_of
 from yikatong.core.net import Net, net
 from yikatong.core.paging import page_size, page_token, parse_page_token
+from yikatong.core.payments import all_settled, instructions_of, issue, payment_of, withdraw
 from yikatong.core.positions import FEES, Line, LineKind, Netted, Payee, Position, line_of
 from yikatong.core.rules.agreements import Agreement, Agreements, CapAction, Fee
 from yikatong.core.seal import Sealed, position_receipt, record_receipt, records_tree, seal, seal_digest
+from yikatong.core.settle import Instruction, instructions, write_settlement
 from yikatong.core.sm2 import PrivateKey
+from yikatong.core.statement import figures_of, settlement_report, statement
 from yikatong.core.types import ClearingOutcome, Deny, DocumentKind, Result, WindowState, wire
 from yikatong.core.windows import (
     FIRST_DATE,
     IN_THE_WAY,
     Range,
     WindowEvent,
+    advance,
     after,
     date_of_day,
     day_of,
     find_window,
+    put_window,
     settlement_days,
+    window_document,
+    window_key,
     windows_from,
 )
 from yikatong.ext.engine import NONE, local_seconds
@@ -60,50 +67,11 @@ Ask = Callable[[Callable[[Memory, int], Any]], Any]
 """Runs a command on the writer's thread and returns its answer when that is durable."""
 
 FOLDER: Final = "clearing"  # in the data directory
+SETTLED_FOLDER: Final = "settlement"  # likewise: a folder a settlement date
 CLEARED_STATES: Final = (WindowState.CLEARED, WindowState.SETTLED, WindowState.ABORTED)
 
 
-# ---- windows as documents: on the writer's thread ----
-
-
-def _key(date: int) -> bytes:
-    return date.to_bytes(4, "big")
-
-
-def window_document(memory: Memory, date: int) -> clearing_service_pb2.WindowDocument:
-    """What is kept of the window of a settlement date; OPEN where nothing is."""
-    kept = memory.documents.get(DocumentKind.WINDOW, _key(date))
-    if kept is None:
-        window = clearing_service_pb2.ClearingWindow(settlement_date=date, state=wire(WindowState.OPEN))
-        return clearing_service_pb2.WindowDocument(window=window)
-    return clearing_service_pb2.WindowDocument.FromString(kept)
-
-
-def put_window(change: Change, document: clearing_service_pb2.WindowDocument) -> None:
-    change.put(DocumentKind.WINDOW, _key(document.window.settlement_date), document.SerializeToString(deterministic=True))
-
-
-def advance(memory: Memory, change: Change, date: int, event: WindowEvent) -> Result:
-    """Take a window on within a change that its caller commits: SETTLE, ABORT or RESUME. ACCEPTED, or the code of the refusal,
-    and then nothing was added to the change."""
-    document = window_document(memory, date)
-    state = after(WindowState(document.window.state), event)
-    if isinstance(state, Result):
-        return state
-    if document.window.seal_digest:
-        return Result.WINDOW_SEALED
-    document.window.state = wire(state)
-    put_window(change, document)
-    return Result.ACCEPTED
-
-
-def settle_window(memory: Memory, date: int, event: WindowEvent, time_us: int) -> Result:
-    """The same as a change of its own, where nothing else goes with it."""
-    change = Change(memory, time_us)
-    result = advance(memory, change, date, event)
-    if result is Result.ACCEPTED:
-        change.commit(f"window-{event.name.lower()}")
-    return result
+# ---- on the writer's thread ----
 
 
 def check_date(date: int) -> int:
@@ -162,7 +130,7 @@ def _plan(memory: Memory, window: Range, previous: Range | None, appeal_days_max
     if (fees := memory.account(FEES)) is not None:
         named[fees] = FEES
     from_date = date_of_day(max(day_of(window.date) - appeal_days_max, 0))
-    settled = memory.documents.scan(DocumentKind.GREY, _key(from_date), _key(window.date))
+    settled = memory.documents.scan(DocumentKind.GREY, window_key(from_date), window_key(window.date))
     keys = [int.from_bytes(key[4:], "big") for key, _ in settled]
     return _Plan(
         previous_state, dict(memory.account_operators), list(memory.terminal_accounts), named, acquirers,
@@ -246,7 +214,7 @@ def _post_clearing(
         card = memory.engine.card(movement.card)
         change.move(card["account"], credit, movement.amount_fen, movement.kind, movement.card)
         atc = int(tally.proved["atc"][tally.proved["sequence"] == movement.sequence][0])
-        key = _key(window.date) + movement.card.to_bytes(4, "big") + atc.to_bytes(2, "big")
+        key = window_key(window.date) + movement.card.to_bytes(4, "big") + atc.to_bytes(2, "big")
         change.put(DocumentKind.GREY, key, movement.sequence.to_bytes(8, "big"))
         owing[movement.card] = owing.get(movement.card, 0) + movement.amount_fen
     for slot, amount_fen in owing.items():
@@ -366,6 +334,7 @@ class Day:
         self._read = read
         self.ask = ask
         self._files = _Files(rules.folder)
+        self._settled = None if rules.folder is None else rules.folder.parent / SETTLED_FOLDER
         self._agreements = rules.agreements
         self._seal_key = rules.seal_key
         self._one_at_a_time = threading.Lock()
@@ -499,7 +468,89 @@ class Day:
             self._keep(each.date, tally, terms, left.states)
         return tally, left
 
-    # ---- 4. settle: see settle.py; the window's state goes on by `advance` ----
+    # ---- 4. settle ----
+
+    def settle(self, request: settlement_service_pb2.SettleWindowRequest) -> settlement_service_pb2.SettleWindowResponse:
+        """SettlementService.SettleWindow. Raises InvalidRequest where a participant with money to settle has no account in the
+        agreements."""
+        response = settlement_service_pb2.SettleWindowResponse
+        date = check_date(request.settlement_date)
+        with self._one_at_a_time:
+            answer, document = self.ask(lambda memory, _: (answered(memory, request, response), window_document(memory, date)))
+            if answer is not None:
+                return answer  # type: ignore[no-any-return]
+            if (state := WindowState(document.window.state)) is not WindowState.CLEARED:
+                return response(result=wire(IN_THE_WAY[state]), window=document.window)
+            netted, payees = netted_of(document), self.payees(date)
+            orders = instructions(netted, payees)
+            # 1. The files, whole or not at all; the same bytes again after a kill.
+            if self._settled is not None:
+                write_settlement(self._settled, netted, payees, self._time_of(netted.last_sequence))
+            failpoint("settle-written")
+            # 2. The instructions, and the window's state where there are none.
+            answer = self.ask(lambda memory, time_us: _post_settlement(memory, request, orders, payees, time_us))
+            failpoint("settle-issued")
+            return answer  # type: ignore[no-any-return]
+
+    def _time_of(self, sequence: int) -> int:
+        with self._read() as reader:
+            found = reader.record(sequence)
+        if found is None:
+            raise Damaged(f"journal record {sequence} is missing")
+        return int(found[1][0]["time_us"])
+
+    def abort(self, request: settlement_service_pb2.AbortWindowRequest) -> settlement_service_pb2.AbortWindowResponse:
+        """SettlementService.AbortWindow."""
+        check_date(request.settlement_date)
+        return self.ask(lambda memory, time_us: _abort(memory, request, time_us))  # type: ignore[no-any-return]
+
+    def resume(self, request: settlement_service_pb2.ResumeWindowRequest) -> settlement_service_pb2.ResumeWindowResponse:
+        """SettlementService.ResumeWindow."""
+        check_date(request.settlement_date)
+        return self.ask(lambda memory, time_us: _resume(memory, request, time_us))  # type: ignore[no-any-return]
+
+    def list_files(
+        self, request: settlement_service_pb2.ListSettlementFilesRequest
+    ) -> settlement_service_pb2.ListSettlementFilesResponse:
+        """SettlementService.ListSettlementFiles."""
+        response = settlement_service_pb2.ListSettlementFilesResponse()
+        for path in sorted(self._files_of(request.settlement_date).iterdir()):
+            response.files.add(name=path.name, size_bytes=path.stat().st_size)
+        return response
+
+    def get_file(
+        self, request: settlement_service_pb2.GetSettlementFileRequest
+    ) -> settlement_service_pb2.GetSettlementFileResponse:
+        """SettlementService.GetSettlementFile."""
+        folder = self._files_of(request.settlement_date)
+        if request.name not in {path.name for path in folder.iterdir()}:  # never a path of the caller's making
+            raise NotFound("settlement file", request.name)
+        return settlement_service_pb2.GetSettlementFileResponse(content=(folder / request.name).read_bytes())
+
+    def _files_of(self, date: int) -> Path:
+        folder = None if self._settled is None else self._settled / str(check_date(date))
+        if folder is None or not folder.is_dir():
+            raise NotFound("settlement", f"of {date}")
+        return folder
+
+    def get_report(self, request: settlement_service_pb2.GetReportRequest) -> settlement_service_pb2.GetReportResponse:
+        """SettlementService.GetReport."""
+        netted = netted_of(self._cleared(check_date(request.settlement_date)))
+        made = self.ask(lambda memory, _: instructions_of(memory, netted.settlement_date))
+        payments = [payment_of(instruction) for instruction in made]
+        with self._read() as reader:
+            figures = figures_of(reader, netted.first_sequence, netted.last_sequence)
+        made_at_us = self._time_of(netted.last_sequence)
+        if not request.participant:
+            page = settlement_report(netted, made_at_us, figures, payments)
+        else:
+            position = next((each for each in netted.positions if each.participant == request.participant), None)
+            if position is None:
+                raise NotFound("participant", f"{request.participant} in the window of {request.settlement_date}")
+            own = [payment for payment in payments if payment.instruction.participant == request.participant]
+            payee = self.payees(netted.settlement_date).get(request.participant)
+            page = statement(netted, position, made_at_us, None, own, payee)
+        return settlement_service_pb2.GetReportResponse(html=page.encode())
 
     # ---- 6. seal ----
 
@@ -536,7 +587,7 @@ class Day:
         previous = _window_before(reader, window)
         previous_seal = None
         if previous is not None:
-            before = _key(previous.date)
+            before = window_key(previous.date)
             previous_seal = self.ask(lambda memory, _: memory.documents.get(DocumentKind.SEAL, before))
             if previous_seal is None:
                 return response(result=wire(Result.WINDOW_BEFORE))
@@ -573,7 +624,7 @@ class Day:
 
     def _sealed(self, date: int) -> tuple[Sealed, clearing_service_pb2.WindowDocument]:
         def ask(memory: Memory, _: int) -> tuple[bytes | None, bytes | None, clearing_service_pb2.WindowDocument]:
-            kept = [memory.documents.get(kind, _key(date)) for kind in (DocumentKind.SEAL, DocumentKind.SEAL_TREE)]
+            kept = [memory.documents.get(kind, window_key(date)) for kind in (DocumentKind.SEAL, DocumentKind.SEAL_TREE)]
             return kept[0], kept[1], window_document(memory, date)
 
         raw, subtrees, document = self.ask(ask)
@@ -602,7 +653,7 @@ class Day:
                 found.append(window)
                 if len(found) > size:
                     break
-        token = page_token(_key(found[size].date), b"windows") if len(found) > size else ""
+        token = page_token(window_key(found[size].date), b"windows") if len(found) > size else ""
         return clearing_service_pb2.ListWindowsResponse(windows=self._described(found[:size]), next_page_token=token)
 
     def _described(self, windows: list[Range]) -> list[clearing_service_pb2.ClearingWindow]:
@@ -683,6 +734,66 @@ def _refusal(document: clearing_service_pb2.WindowDocument, plan: _Plan) -> clea
     return None
 
 
+def _post_settlement(
+    memory: Memory,
+    request: settlement_service_pb2.SettleWindowRequest,
+    orders: list[Instruction],
+    payees: Mapping[str, Payee],
+    time_us: int,
+) -> settlement_service_pb2.SettleWindowResponse:
+    """The one command of settling. The window may have been aborted meanwhile."""
+    response = settlement_service_pb2.SettleWindowResponse
+    if (answer := answered(memory, request, response)) is not None:
+        return answer
+    date = request.settlement_date
+    document = window_document(memory, date)
+    if (state := WindowState(document.window.state)) is not WindowState.CLEARED:
+        return response(result=wire(IN_THE_WAY[state]), window=document.window)
+    change = Change(memory, time_us)
+    issue(memory, change, orders, payees, time_us)
+    if not orders or (instructions_of(memory, date) and all_settled(memory, date)):
+        advance(memory, change, date, WindowEvent.SETTLE)
+        document.window.state = wire(WindowState.SETTLED)
+    paid = [order.amount_fen for order in orders if order.amount_fen > 0]
+    made = response(
+        result=wire(Result.ACCEPTED), window=document.window, instructions=len(orders), paid_fen=sum(paid),
+        claimed_fen=sum(paid) - sum(order.amount_fen for order in orders),
+    )  # fmt: skip
+    return change.answer(request, made, "window-settling")
+
+
+def _abort(
+    memory: Memory, request: settlement_service_pb2.AbortWindowRequest, time_us: int
+) -> settlement_service_pb2.AbortWindowResponse:
+    response = settlement_service_pb2.AbortWindowResponse
+    if (answer := answered(memory, request, response)) is not None:
+        return answer
+    change = Change(memory, time_us)
+    result = advance(memory, change, request.settlement_date, WindowEvent.ABORT)
+    document = window_document(memory, request.settlement_date)
+    if result is Result.ACCEPTED and not withdraw(memory, change, request.settlement_date):
+        result = Result.WRONG_STATE  # the bank has spoken: what was paid is not taken back by forgetting it
+    if result is not Result.ACCEPTED:
+        return response(result=wire(result), window=document.window)
+    document.window.state = wire(WindowState.ABORTED)
+    return change.answer(request, response(result=wire(result), window=document.window), "window-aborted")
+
+
+def _resume(
+    memory: Memory, request: settlement_service_pb2.ResumeWindowRequest, time_us: int
+) -> settlement_service_pb2.ResumeWindowResponse:
+    response = settlement_service_pb2.ResumeWindowResponse
+    if (answer := answered(memory, request, response)) is not None:
+        return answer
+    change = Change(memory, time_us)
+    result = advance(memory, change, request.settlement_date, WindowEvent.RESUME)
+    document = window_document(memory, request.settlement_date)
+    if result is not Result.ACCEPTED:
+        return response(result=wire(result), window=document.window)
+    document.window.state = wire(WindowState.CLEARED)
+    return change.answer(request, response(result=wire(result), window=document.window), "window-resumed")
+
+
 def _seal_refused(document: clearing_service_pb2.WindowDocument) -> Result | None:
     """Why a window cannot be sealed: it is, or was not settled."""
     if document.window.seal_digest:
@@ -703,8 +814,8 @@ def _post_seal(
         return response(result=wire(refused), window=document.window)
     document.window.seal_digest = seal_digest(sealed.seal)
     change = Change(memory, time_us)
-    change.put(DocumentKind.SEAL, _key(request.settlement_date), sealed.seal)
-    change.put(DocumentKind.SEAL_TREE, _key(request.settlement_date), sealed.subtrees)
+    change.put(DocumentKind.SEAL, window_key(request.settlement_date), sealed.seal)
+    change.put(DocumentKind.SEAL_TREE, window_key(request.settlement_date), sealed.subtrees)
     put_window(change, document)
     return change.answer(request, response(result=wire(Result.ACCEPTED), window=document.window), "window-sealed")
 

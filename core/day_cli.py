@@ -13,7 +13,7 @@ from rich.table import Table
 
 from yikatong.core.errors import YikatongError
 from yikatong.core.types import ClearingOutcome, Result, WindowState
-from yikatong.v1 import clearing_service_pb2, settlement_service_pb2
+from yikatong.v1 import clearing_service_pb2, reconciliation_service_pb2, settlement_service_pb2
 
 OUT = Console()
 
@@ -44,6 +44,9 @@ class _Remote:
         self.close, self.list_windows = clearing.CloseWindow, clearing.ListWindows
         self.clear = lambda request, progress: clearing.ClearWindow(request)
         self.seal = lambda request, progress: settlement.SealWindow(request)
+        self.settle, self.abort, self.resume = settlement.SettleWindow, settlement.AbortWindow, settlement.ResumeWindow
+        self.get_report = settlement.GetReport
+        self.ask_bank = connection.reconciliation.IngestBankFile
         self.get_receipt = settlement.GetReceipt
 
 
@@ -126,47 +129,90 @@ def clear(data: Path | None, server: str | None, date: int, agreements: Path | N
     _show_window(response.window)
 
 
-def _step(data: Path, date: int, event_name: str) -> None:
-    from yikatong.core.day import check_date, settle_window
-    from yikatong.core.windows import WindowEvent
+@day.command()
+@data_option
+@server_option
+@date_option
+@agreements_option
+def settle(data: Path | None, server: str | None, date: int, agreements: Path | None) -> None:
+    """Write the files of a cleared window and give its instructions to the bank; settled once the bank says all was paid."""
+    with _day(data, server, agreements) as steps:
+        request = settlement_service_pb2.SettleWindowRequest(request_id=secrets.token_bytes(16), settlement_date=date)
+        response = _answered(steps.settle(request))
+    state = WindowState(response.window.state).name.lower()
+    OUT.print(
+        f"{date}: {state}; {response.instructions:,} instructions, {_yuan(response.paid_fen)} CNY to pay, "
+        f"{_yuan(response.claimed_fen)} CNY to claim",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
 
-    check_date(date)
-    with _day(data, None) as steps:
-        result = steps.ask(lambda memory, time_us: settle_window(memory, date, WindowEvent[event_name], time_us))
-    if result is not Result.ACCEPTED:
-        raise Refused(result.name)
 
+@day.command(name="bank-file")
+@data_option
+@server_option
+@click.argument("file", type=click.Path(path_type=Path))
+def bank_file(data: Path | None, server: str | None, file: Path) -> None:
+    """Book a bank's return file: what was paid, what came back. Windows of which all is paid are settled."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise Refused(f"{file}: {error.strerror}") from error
+    request = reconciliation_service_pb2.IngestBankFileRequest(
+        request_id=secrets.token_bytes(16), name=file.name, content=content
+    )
+    with _day(data, server) as steps:
+        if server is not None:
+            response = steps.ask_bank(request)
+        else:
+            from yikatong.core import payments
 
-needed_data_option = click.option(
-    "--data", type=click.Path(path_type=Path), required=True, help="data directory, while no server runs on it"
-)
+            bank = payments.read_bank_file(request)
+            response = steps.ask(lambda memory, time_us: payments.ingest_bank_file(memory, request, bank, time_us))
+    _answered(response)
+    OUT.print(
+        f"{file.name}: {response.paid:,} paid, {response.returned:,} returned, {response.unknown:,} unknown, "
+        f"{response.differences:,} differences" + (" (booked before)" if response.duplicate else ""),
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
 
 
 @day.command()
-@needed_data_option
+@data_option
+@server_option
 @date_option
-def settle(data: Path, date: int) -> None:
-    """Mark a cleared window as settled, after its positions were paid."""
-    _step(data, date, "SETTLE")
-    OUT.print(f"{date}: settled", highlight=False)
-
-
-@day.command()
-@needed_data_option
-@date_option
-def abort(data: Path, date: int) -> None:
-    """Break the settlement of a window off."""
-    _step(data, date, "ABORT")
+def abort(data: Path | None, server: str | None, date: int) -> None:
+    """Break the settlement of a window off, while the bank has said nothing of it."""
+    with _day(data, server) as steps:
+        request = settlement_service_pb2.AbortWindowRequest(request_id=secrets.token_bytes(16), settlement_date=date)
+        _answered(steps.abort(request))
     OUT.print(f"{date}: aborted", highlight=False)
 
 
 @day.command()
-@needed_data_option
+@data_option
+@server_option
 @date_option
-def resume(data: Path, date: int) -> None:
+def resume(data: Path | None, server: str | None, date: int) -> None:
     """Bring a window whose settlement was broken off back to cleared."""
-    _step(data, date, "RESUME")
+    with _day(data, server) as steps:
+        request = settlement_service_pb2.ResumeWindowRequest(request_id=secrets.token_bytes(16), settlement_date=date)
+        _answered(steps.resume(request))
     OUT.print(f"{date}: cleared", highlight=False)
+
+
+@day.command()
+@data_option
+@server_option
+@date_option
+@click.option("--participant", default="", help='whose statement, such as "operator:bus"; else the report of the whole window')
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="HTML file to write")
+def report(data: Path | None, server: str | None, date: int, participant: str, out: Path) -> None:
+    """Write the report of a cleared window, or a participant's statement, as a page to print."""
+    with _day(data, server) as steps:
+        request = settlement_service_pb2.GetReportRequest(settlement_date=date, participant=participant)
+        raw = steps.get_report(request).html
+    out.write_bytes(raw)
+    OUT.print(f"{out}: {len(raw):,} bytes", highlight=False, soft_wrap=True)
 
 
 @day.command(name="seal")

@@ -24,10 +24,12 @@ DAY_NAMES: Final = (
     "clear-tallied",
     "clear-kept",
     "clear-posted",
+    "settle-written",
+    "settle-issued",
     "seal-made",
     "seal-kept",
 )
-"""Between the steps of clearing and sealing a window (core/day.py)."""
+"""Between the steps of clearing, settling and sealing a window (core/day.py)."""
 
 _hits: dict[str, int] = {}
 

@@ -2,6 +2,7 @@
 
 import datetime
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Final
 
 from yikatong.core import exceptions, limits
@@ -22,7 +23,9 @@ from yikatong.core.reconcile import (
     reconcile_bank,
 )
 from yikatong.core.settle import Instruction, instruction_id
+from yikatong.core.statement import Payment
 from yikatong.core.types import DocumentKind, PostingKind, Result, wire
+from yikatong.core.windows import WindowEvent, advance
 from yikatong.v1 import journal_pb2, reconciliation_service_pb2
 
 BANK_ACCOUNT: Final = "bank:settlement"
@@ -34,6 +37,12 @@ _parse = reconciliation_service_pb2.Instruction.FromString
 
 def _put(change: Change, instruction: reconciliation_service_pb2.Instruction) -> None:
     change.put(DocumentKind.INSTRUCTION, instruction.instruction_id.encode(), instruction.SerializeToString(deterministic=True))
+
+
+def payment_of(instruction: reconciliation_service_pb2.Instruction) -> Payment:
+    """An instruction as reports show it."""
+    known = _known(instruction)
+    return Payment(known.instruction, known.state, instruction.booked_us, instruction.reason)
 
 
 def _known(instruction: reconciliation_service_pb2.Instruction) -> Known:
@@ -93,10 +102,19 @@ def withdraw(memory: Memory, change: Change, date: int) -> bool:
     return True
 
 
-def all_settled(memory: Memory, date: int) -> bool:
-    """Whether everything that a window gave to the bank has been paid, be it at a later attempt."""
+def all_settled(
+    memory: Memory, date: int, changed: Mapping[str, reconciliation_service_pb2.Instruction] = MappingProxyType({})
+) -> bool:
+    """Whether everything that a window gave to the bank has been paid, be it at a later attempt; `changed` are instructions, by
+    id, as a change in the making leaves them."""
     settled = (InstructionState.PAID, InstructionState.REISSUED)
-    return all(InstructionState(instruction.state) in settled for instruction in _of_date(memory, date))
+    now = (changed.get(instruction.instruction_id, instruction) for instruction in _of_date(memory, date))
+    return all(InstructionState(instruction.state) in settled for instruction in now)
+
+
+def instructions_of(memory: Memory, date: int) -> list[reconciliation_service_pb2.Instruction]:
+    """All instructions of a window, in order of id."""
+    return list(_of_date(memory, date))
 
 
 # ---- ReconciliationService ----
@@ -229,6 +247,9 @@ def ingest_bank_file(
         response.paid += step.state is InstructionState.PAID
         response.returned += step.state is InstructionState.RETURNED
         response.unknown += step.state is InstructionState.UNKNOWN
+    for date in sorted({instruction.settlement_date for instruction in known.values()}):
+        if all_settled(memory, date, known):
+            advance(memory, change, date, WindowEvent.SETTLE)
     for difference in missing:
         late[difference.instruction_id].overdue_told = True
         _put(change, late[difference.instruction_id])

@@ -160,6 +160,12 @@ class Service:
                 "ListPositions": self._of_day(clearing_service_pb2.ListPositionsRequest, Day.list_positions),
             },
             "yikatong.v1.SettlementService": {
+                "SettleWindow": self._of_day(settlement_service_pb2.SettleWindowRequest, Day.settle),
+                "AbortWindow": self._of_day(settlement_service_pb2.AbortWindowRequest, Day.abort),
+                "ResumeWindow": self._of_day(settlement_service_pb2.ResumeWindowRequest, Day.resume),
+                "ListSettlementFiles": self._of_day(settlement_service_pb2.ListSettlementFilesRequest, Day.list_files),
+                "GetSettlementFile": self._of_day(settlement_service_pb2.GetSettlementFileRequest, Day.get_file),
+                "GetReport": self._of_day(settlement_service_pb2.GetReportRequest, Day.get_report),
                 "SealWindow": self._of_day(settlement_service_pb2.SealWindowRequest, Day.seal),
                 "GetSeal": self._of_day(settlement_service_pb2.GetSealRequest, Day.get_seal),
                 "GetReceipt": self._of_day(settlement_service_pb2.GetReceiptRequest, Day.get_receipt),

@@ -11,9 +11,12 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from yikatong.core.change import Change
 from yikatong.core.errors import Damaged
 from yikatong.core.journal import JournalReader
-from yikatong.core.types import Result, WindowState
+from yikatong.core.memory import Memory
+from yikatong.core.types import DocumentKind, Result, WindowState, wire
+from yikatong.v1 import clearing_service_pb2
 
 UTC8_S: Final = 8 * 3_600
 
@@ -145,3 +148,38 @@ def prove_membership(reader: JournalReader) -> list[Range]:
                 raise Damaged(f"journal record {sequence} of {date_of_day(day)} is in no window of its date")
             expected += 1
     return windows
+
+
+# ---- what is kept of a window: on the writer's thread ----
+
+
+def window_key(date: int) -> bytes:
+    """The key of documents that belong to a settlement date."""
+    return date.to_bytes(4, "big")
+
+
+def window_document(memory: Memory, date: int) -> clearing_service_pb2.WindowDocument:
+    """What is kept of the window of a settlement date; OPEN where nothing is."""
+    kept = memory.documents.get(DocumentKind.WINDOW, window_key(date))
+    if kept is None:
+        window = clearing_service_pb2.ClearingWindow(settlement_date=date, state=wire(WindowState.OPEN))
+        return clearing_service_pb2.WindowDocument(window=window)
+    return clearing_service_pb2.WindowDocument.FromString(kept)
+
+
+def put_window(change: Change, document: clearing_service_pb2.WindowDocument) -> None:
+    change.put(DocumentKind.WINDOW, window_key(document.window.settlement_date), document.SerializeToString(deterministic=True))
+
+
+def advance(memory: Memory, change: Change, date: int, event: WindowEvent) -> Result:
+    """Take a window on within a change that its caller commits: SETTLE, ABORT or RESUME. ACCEPTED, or the code of the refusal,
+    and then nothing was added to the change."""
+    document = window_document(memory, date)
+    state = after(WindowState(document.window.state), event)
+    if isinstance(state, Result):
+        return state
+    if document.window.seal_digest:
+        return Result.WINDOW_SEALED
+    document.window.state = wire(state)
+    put_window(change, document)
+    return Result.ACCEPTED

@@ -1,21 +1,24 @@
 """A small city whose days are cleared: a harness, agreements, and riders that tap."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from harness import ISSUER, START_S, Harness, local_time_of, make_tap
 
-from yikatong.core import types
+from yikatong.clients.bank import return_file
+from yikatong.core import payments, types
 from yikatong.core.change import Change
-from yikatong.core.day import Day, DayRules, settle_window
+from yikatong.core.day import Day, DayRules
 from yikatong.core.positions import FEES, FLOAT, line_of
+from yikatong.core.reconcile import InstructionState
 from yikatong.core.rules.agreements import Agreements
 from yikatong.core.rules.source import Source
 from yikatong.core.sm2 import PrivateKey
 from yikatong.core.types import PostingKind, RecordKind, Result, WindowState
-from yikatong.core.windows import WindowEvent
-from yikatong.v1 import clearing_service_pb2, settlement_service_pb2
+from yikatong.core.windows import WindowEvent, advance
+from yikatong.v1 import clearing_service_pb2, reconciliation_service_pb2, settlement_service_pb2
 
 DATE = 20250101  # START_S lies in it
 SEAL_KEY = PrivateKey.make()
@@ -58,6 +61,41 @@ appeal_days = 3
 deny_list_hours = 24
 city = 4403
 
+[[account]]
+participant = "float"
+from = 2025-01-01
+name = "Float"
+bank_code = "105598000001"
+account_number = "440012345600"
+
+[[account]]
+participant = "fees"
+from = 2025-01-01
+name = "Fees"
+bank_code = "105598000001"
+account_number = "440012345601"
+
+[[account]]
+participant = "subsidy:city"
+from = 2025-01-01
+name = "The city's treasury"
+bank_code = "105598000001"
+account_number = "440012345602"
+
+[[account]]
+participant = "city:4403"
+from = 2025-01-01
+name = "The next city"
+bank_code = "105598000001"
+account_number = "440012345603"
+
+[[account]]
+participant = "city:4401"
+from = 2025-01-01
+name = "Another city"
+bank_code = "105598000001"
+account_number = "440012345604"
+
 [[transfer]]
 operators = ["operator:bus", "operator:metro"]
 from = 2025-01-01
@@ -72,6 +110,15 @@ MOVED_BY_CLEARING = {
 
 def agreements(text: str = AGREEMENTS) -> Agreements:
     return Agreements(Source("agreements.toml", text.encode()))
+
+
+def _move_on(memory: Any, date: int, event: WindowEvent, time_us: int) -> Result:
+    """A window's state goes on by itself, without the files and payments that belong to it."""
+    change = Change(memory, time_us)
+    result = advance(memory, change, date, event)
+    if result is Result.ACCEPTED:
+        change.commit(f"window-{event.name.lower()}")
+    return result
 
 
 class City(Harness):
@@ -141,7 +188,22 @@ class City(Harness):
         return self.day.clear(request)
 
     def step(self, event: WindowEvent, date: int = DATE) -> Result:
-        return self.ask(lambda memory, _, time_us: settle_window(memory, date, event, time_us), None)
+        return self.ask(lambda memory, _, time_us: _move_on(memory, date, event, time_us), None)
+
+    def settle_window(self, date: int = DATE, request_id: bytes | None = None) -> Any:
+        request = settlement_service_pb2.SettleWindowRequest(request_id=request_id or self.request_id(), settlement_date=date)
+        return self.day.settle(request)
+
+    def instructions(self, date: int = DATE) -> list[Any]:
+        return payments.instructions_of(self.memory, date)
+
+    def pay(self, date: int = DATE, returned: Sequence[str] = (), statement_id: str = "", only_open: bool = True) -> Any:
+        """What a bank says of a window's instructions that are on their way."""
+        on_their_way = [each for each in self.instructions(date) if each.state == InstructionState.ISSUED or not only_open]
+        content = return_file(statement_id or f"pay-{self.engine.next_sequence}", on_their_way, self.now_us, returned=returned)
+        request = reconciliation_service_pb2.IngestBankFileRequest(request_id=self.request_id(), name="bank.csv", content=content)
+        bank = payments.read_bank_file(request)
+        return self.ask(lambda memory, asked, time_us: payments.ingest_bank_file(memory, asked, bank, time_us), request)
 
     def seal_window(self, date: int = DATE, request_id: bytes | None = None) -> Any:
         request = settlement_service_pb2.SealWindowRequest(request_id=request_id or self.request_id(), settlement_date=date)

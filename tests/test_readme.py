@@ -6,6 +6,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import click
 import pytest
 
 from yikatong.bench.run import BENCHES
@@ -22,7 +23,7 @@ def test_the_settings_table_is_the_generated_one() -> None:
 
 
 def test_every_command_is_in_the_table_and_runs() -> None:
-    named = set(re.findall(r"^\| `yikatong (\w+)", README, re.MULTILINE))
+    named = set(re.findall(r"^\| `yikatong ([\w-]+)", README, re.MULTILINE))
     assert named == set(cli.cli.commands)
     for name in named:
         command = [sys.executable, "-m", "yikatong.core.cli", name, "--help"]
@@ -32,7 +33,10 @@ def test_every_command_is_in_the_table_and_runs() -> None:
 def test_commands_in_code_blocks_use_flags_that_exist() -> None:
     for line in re.findall(r"^(?:\.venv/bin/)?yikatong (.+)$", README, re.MULTILINE):
         name, *words = line.split()
-        options = {option for parameter in cli.cli.commands[name].params for option in parameter.opts}
+        command = cli.cli.commands[name]
+        if isinstance(command, click.Group):
+            command = command.commands[words.pop(0)]
+        options = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= options, line
         if name == "bench":
             assert {word for word in words if not word.startswith("--")} <= set(BENCHES)

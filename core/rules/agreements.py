@@ -24,6 +24,13 @@
     within_minutes = 60
     shares = [6, 4]
 
+    [[account]]                          # of the scheme itself; "float" pays, and must be there to settle
+    participant = "float"                # or "fees", "subsidy:city", and "city:NNNN" for other cities
+    from = 2026-01-01
+    name = "一卡通备付金"
+    bank_code = "105598000001"
+    account_number = "44009876543210"
+
 Dates of one participant (or pair of operators) must neither overlap nor leave a gap. Who is not named, and no "…:*" stands for,
 has no agreement: clearing refuses, and names them."""
 
@@ -40,6 +47,7 @@ from yikatong.core.errors import YikatongError
 from yikatong.core.positions import Payee
 from yikatong.core.rules.source import Fields, Source
 
+ACCOUNT_HOLDER: Final = r"float|fees|subsidy:[a-z0-9-]{1,32}|city:[0-9]{4}"
 PARTICIPANT: Final = r"(operator|acquirer):[^\x00-\x1f\x7f]{1,64}"
 DAY: Final = datetime.timedelta(days=1)
 FOR_EVER: Final = datetime.date.max
@@ -112,7 +120,16 @@ class Transfer:
     shares: tuple[int, int]
 
 
-Dated = TypeVar("Dated", Agreement, Transfer)
+@dataclass(frozen=True)
+class Account:
+    """Where money of the scheme itself, or of another city, goes to for some time."""
+
+    payee: Payee
+    first: datetime.date
+    last: datetime.date
+
+
+Dated = TypeVar("Dated", Agreement, Transfer, Account)
 
 
 class AgreementMissing(YikatongError):
@@ -174,6 +191,10 @@ def _payee(fields: Fields, participant: str) -> Payee | None:
             if name in fields:
                 raise fields.error(name, "is one participant's, and this agreement is with all that are not named")
         return None
+    return _account_of(fields, participant)
+
+
+def _account_of(fields: Fields, participant: str) -> Payee:
     return Payee(
         participant,
         fields.text("name", pattern=r"[^\x00-\x1f\x7f]{1,70}"),  # Max70Text of ISO 20022
@@ -262,6 +283,13 @@ class Agreements:
             transfer = _transfer(fields, self._agreements)
             pairs.setdefault(tuple(sorted(transfer.operators)), []).append((fields, transfer))
         self._transfers = [transfer for pair, found in pairs.items() for transfer in _in_order(found, " and ".join(pair))]
+        accounts: dict[str, list[tuple[Fields, Account]]] = {}
+        for fields in top.tables("account"):
+            participant = fields.text("participant", pattern=ACCOUNT_HOLDER)
+            account = Account(_account_of(fields, participant), *_span(fields))
+            fields.done()
+            accounts.setdefault(participant, []).append((fields, account))
+        self._accounts = {participant: _in_order(found, participant) for participant, found in accounts.items()}
         top.done()
 
     @classmethod
@@ -296,4 +324,6 @@ class Agreements:
             for agreement in agreements:
                 if agreement.payee is not None and agreement.first <= date <= agreement.last:
                     found[agreement.participant] = agreement.payee
+        for accounts in self._accounts.values():
+            found |= {account.payee.participant: account.payee for account in accounts if account.first <= date <= account.last}
         return found
