@@ -10,13 +10,14 @@ import pytest
 from city import new_card, new_terminal
 from day_city import AGREEMENTS
 
+from yikatong.clients.bank import return_file
 from yikatong.clients.connection import Connection
 from yikatong.clients.embedded import EmbeddedServer, ServerFailed
 from yikatong.core import sm2
 from yikatong.core.keys import KeySet
 from yikatong.core.seal import verify_receipt
 from yikatong.core.types import Result, WindowState
-from yikatong.v1 import clearing_service_pb2, settlement_service_pb2
+from yikatong.v1 import clearing_service_pb2, reconciliation_service_pb2, settlement_service_pb2
 
 CLI = [sys.executable, "-m", "yikatong.core.cli"]
 
@@ -61,14 +62,23 @@ def test_a_day_over_grpc(files: Path, key_file: Path, key_set: KeySet) -> None:
         assert (again.returncode, "WINDOW_CLEARED" in again.stderr) == (1, True)
         seal = settlement_service_pb2.SealWindowRequest(request_id=secrets.token_bytes(16), settlement_date=date)
         assert connection.settlement.SealWindow(seal).result == Result.WINDOW_CLEARED
-        refused = [*CLI, "day", "settle", "--data", data, "--date", str(date)]
-        done = subprocess.run(refused, capture_output=True, text=True, check=False)
+        settle = [*CLI, "day", "settle", "--data", data, "--date", str(date), "--agreements", str(files / "agreements.toml")]
+        done = subprocess.run(settle, capture_output=True, text=True, check=False)
         assert (done.returncode, "another process" in done.stderr) == (1, True)
         with pytest.raises(grpc.RpcError) as caught:
             clearing.GetWindow(clearing_service_pb2.GetWindowRequest(settlement_date=1))
         assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    subprocess.run(refused, check=True, capture_output=True)
+    subprocess.run(settle, check=True, capture_output=True)
     with EmbeddedServer(data, key_file, *options(files)) as server, Connection(server.address) as connection:
+        assert connection.settlement.SealWindow(seal).result == Result.WINDOW_CLEARED
+        orders = connection.reconciliation.ListInstructions(
+            reconciliation_service_pb2.ListInstructionsRequest(settlement_date=date)
+        ).instructions
+        content = return_file("bank-1", orders, orders[0].issued_us)
+        booked = connection.reconciliation.IngestBankFile(
+            reconciliation_service_pb2.IngestBankFileRequest(request_id=secrets.token_bytes(16), name="bank.csv", content=content)
+        )
+        assert booked.paid == len(orders) == 2
         assert connection.settlement.SealWindow(seal).result == Result.ACCEPTED
         receipt = connection.settlement.GetReceipt(settlement_service_pb2.GetReceiptRequest(sequence=outcome.sequence)).receipt
         proved = verify_receipt(receipt, sm2.PublicKey.read(files / "public.pem"))
