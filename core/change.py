@@ -46,6 +46,20 @@ class Change:
         if amount_fen:
             self._steps.append((RecordKind.HOLD, 0, account, NONE, card, amount_fen, b""))
 
+    def entitle(self, card: int, entitlement: bytes) -> None:
+        """Set what a card may ride at: bytes of an ext.engine.ENTITLEMENT."""
+        self._steps.append((RecordKind.ENTITLEMENT, 0, NONE, NONE, card, 0, entitlement))
+
+    def correct(self, card: int, purse: int, operator: int, change_fen: int, facts: bytes) -> None:
+        """Charge a tap `change_fen` more or, negative, less than it was. `facts`: an ext.engine.CORRECTION, and behind it the
+        payload that explains the fare."""
+        debit, credit = (purse, operator) if change_fen >= 0 else (operator, purse)
+        self._steps.append((RecordKind.POSTING, PostingKind.CORRECTION, debit, credit, card, abs(change_fen), facts))
+
+    def remember_rides(self, card: int, rides: bytes) -> None:
+        """Set what a card remembers of its rides: bytes of an ext.fares.RIDES."""
+        self._steps.append((RecordKind.RIDES, 0, NONE, NONE, card, 0, rides))
+
     def deny(self, card: int, reasons: int) -> None:
         """Set why a card is on the deny list: a set of types.Deny; 0 takes it off."""
         if reasons & ~DENY_REASONS:

@@ -7,12 +7,15 @@ of a batch gets its own answer and leaves the others alone."""
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from yikatong.core import limits, types
+from yikatong.core.change import Change, answered
 from yikatong.core.errors import InvalidRequest, NotFound
 from yikatong.core.memory import Memory, TopUpDone
 from yikatong.core.seen import CARDS, TERMINALS
 from yikatong.core.types import DocumentKind, Result, wire
-from yikatong.ext.engine import NONE, EngineFull, is_card_number, local_seconds
+from yikatong.ext.engine import ENTITLEMENT, NONE, EngineFull, is_card_number, local_seconds, settlement_date
 from yikatong.v1 import account_service_pb2, card_service_pb2, clearing_service_pb2, terminal_service_pb2
 
 Command = Callable[[Memory, int], Any]
@@ -49,16 +52,29 @@ def _terminal_slot(memory: Memory, terminal_number: bytes) -> int:
 # ---- cards ----
 
 
-def _malformed_card(card: card_service_pb2.Card) -> tuple[Result, str] | None:
+def _malformed_card(memory: Memory, card: card_service_pb2.Card) -> tuple[Result, str] | None:
     if not is_card_number(card.card_number):
         return Result.MALFORMED_CARD_NUMBER, "card_number"
     if len(card.issuer_id) != 8:
         return Result.MALFORMED_ISSUER_ID, "issuer_id"
     if card.rider not in range(8):
         return Result.MALFORMED_RIDER, "rider"
-    if card.expires and local_seconds(card.expires, 0) < 0:
-        return Result.MALFORMED_TIME, "expires"
+    for field in ("expires", "rider_until", "pass_until"):
+        if getattr(card, field) and local_seconds(getattr(card, field), 0) < 0:
+            return Result.MALFORMED_TIME, field
+    if (card.pass_id and card.pass_id not in memory.tariffs.passes) or (card.pass_until and not card.pass_id):
+        return Result.MALFORMED_PASS, "pass_id"
     return None
+
+
+def _day(date: int) -> int:
+    """Days from 1970-01-01 to a date YYYYMMDD; 0 for 0."""
+    return (local_seconds(date, 0) + 8 * 3600) // 86_400 if date else 0
+
+
+def _date(day: int) -> int:
+    """A date YYYYMMDD of days since 1970-01-01; 0 for 0."""
+    return settlement_date((day * 86_400 - 8 * 3600) * 1_000_000) if day else 0
 
 
 def register_cards(
@@ -70,34 +86,73 @@ def register_cards(
     engine = memory.engine
     for card in request.cards:
         registration = response.registrations.add()
-        if malformed := _malformed_card(card):
+        if malformed := _malformed_card(memory, card):
             registration.result, registration.invalid_field = wire(malformed[0]), malformed[1]
             continue
+        kept = card_service_pb2.Card()
+        kept.CopyFrom(card)
+        kept.DiscardUnknownFields()
         slot = engine.find_card(card.card_number)
         if slot != NONE:
-            known = engine.card(slot)
-            same = (known["issuer_id"], known["rider"], known["expires"]) == (card.issuer_id, card.rider, card.expires)
+            same = _card_message(memory, slot) == kept
             registration.result = wire(Result.ACCEPTED if same else Result.CONFLICT)
             registration.duplicate = same
             continue
-        kept = card_service_pb2.Card(
-            card_number=card.card_number, issuer_id=card.issuer_id, rider=card.rider, expires=card.expires
-        )
         engine.add_card(
-            card.card_number, card.issuer_id, card.rider, card.expires, time_us, kept.SerializeToString(deterministic=True)
-        )
+            card.card_number, card.issuer_id, card.rider, card.expires, time_us, kept.SerializeToString(deterministic=True),
+            _day(card.rider_until), memory.tariffs.passes.get(card.pass_id, 0), _day(card.pass_until),
+        )  # fmt: skip
         registration.result = wire(Result.ACCEPTED)
         registration.sequence = engine.next_sequence - 1
     return response
 
 
+def _card_message(memory: Memory, slot: int) -> card_service_pb2.Card:
+    """A card as it is registered now."""
+    card = memory.engine.card(slot)
+    return card_service_pb2.Card(
+        card_number=card["card_number"],
+        issuer_id=card["issuer_id"],
+        rider=card["rider"],
+        expires=card["expires"],
+        rider_until=_date(card["rider_until"]),
+        pass_id=memory.tariffs.pass_ids.get(card["pass_number"], ""),
+        pass_until=_date(card["pass_until"]),
+    )
+
+
+def set_entitlement(
+    memory: Memory, request: card_service_pb2.SetEntitlementRequest, time_us: int
+) -> card_service_pb2.SetEntitlementResponse:
+    """CardService.SetEntitlement: what the card may ride at from now on."""
+    response = card_service_pb2.SetEntitlementResponse
+    if (answer := answered(memory, request, response)) is not None:
+        return answer
+    if request.rider not in range(8):
+        raise InvalidRequest("rider", "is none of the categories")
+    for field in ("rider_until", "pass_until"):
+        if getattr(request, field) and local_seconds(getattr(request, field), 0) < 0:
+            raise InvalidRequest(field, "a date YYYYMMDD of 2000 to 2099 is wanted")
+    if request.pass_id and request.pass_id not in memory.tariffs.passes:
+        raise InvalidRequest("pass_id", f"no tariff has a pass {request.pass_id}")
+    if request.pass_until and not request.pass_id:
+        raise InvalidRequest("pass_until", "is the end of a pass, and there is none")
+    slot = _card_slot(memory, request.card_number)
+    entitlement = np.zeros(1, ENTITLEMENT)
+    entitlement[0] = (
+        _day(request.rider_until), _day(request.pass_until), request.rider, memory.tariffs.passes.get(request.pass_id, 0),
+    )  # fmt: skip
+    change = Change(memory, time_us)
+    change.entitle(slot, entitlement.tobytes())
+    return change.answer(request, response(result=wire(Result.ACCEPTED)), "entitlement")
+
+
 def get_card(memory: Memory, request: card_service_pb2.GetCardRequest, _: int) -> card_service_pb2.GetCardResponse:
     """CardService.GetCard."""
-    card = memory.engine.card(_card_slot(memory, request.card_number))
+    slot = _card_slot(memory, request.card_number)
+    card = memory.engine.card(slot)
     return card_service_pb2.GetCardResponse(
-        card=card_service_pb2.Card(
-            card_number=card["card_number"], issuer_id=card["issuer_id"], rider=card["rider"], expires=card["expires"]
-        ),
+        card=_card_message(memory, slot),
         denied=card["denied_since_s"] != 0,
         atc_next=card["atc_next"],
     )
@@ -147,6 +202,7 @@ def register_terminals(
         payload = kept.SerializeToString(deterministic=True)
         engine.add_terminal(terminal.terminal_number, terminal.kind, account, time_us, payload)
         memory.terminal_accounts.append(account)
+        memory.tariffs.number_terminal(memory, engine.counts["terminals"] - 1, account)
         registration.result = wire(Result.ACCEPTED)
         registration.sequence = engine.next_sequence - 1
     return response

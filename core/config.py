@@ -27,6 +27,7 @@ class Settings:
     purse_rules: str = _setting("", "TOML file with purses and limits; empty: those that come with the package")
     agreements: str = _setting("", "TOML file of agreements with operators and acquirers; without it nothing is cleared")
     seal_key: str = _setting("", "PEM file of the SM2 key that seals windows; only its owner may be able to read it")
+    tariffs: str = _setting("", "tariff file, or a folder of them (*.toml); without it taps are charged what terminals state")
     host: str = _setting("127.0.0.1", "address that all ports listen on")
     service_port: int = _setting(7400, "gRPC, every service", 0, 65535)
     tap_port: int = _setting(7401, "native port for taps", 0, 65535)
@@ -36,9 +37,14 @@ class Settings:
     tls_key: str = _setting("", "PEM file: the key of that certificate")
     tls_client_ca: str = _setting("", "PEM file: authorities whose certificates callers must show (mTLS)")
     json_logs: bool = _setting(False, "write the log as one JSON object a line")
-    clock_ahead_s: int = _setting(limits.CLOCK_AHEAD_S, "how far a terminal's clock may be ahead, seconds", 0, 86_400)
+    clock_ahead_s: int = _setting(
+        limits.CLOCK_AHEAD_S, "how far a terminal's clock may be ahead, seconds", 0, limits.CLOCK_AHEAD_S_MAX
+    )
     stored_grace_s: int = _setting(
         limits.STORED_GRACE_S, "how long after its card was denied a stored tap is honoured, seconds", 0, 30 * 86_400
+    )
+    overdraft_fen: int = _setting(
+        0, "how far below zero a stored tap may leave a purse before that is debt, fen", 0, limits.OVERDRAFT_FEN_MAX
     )
     checkpoint_s: float = _setting(limits.CHECKPOINT_S, "time between checkpoints, seconds", 0.05, 86_400)
     checkpoint_records: int = _setting(
@@ -123,7 +129,9 @@ def read_settings(file: Path | None, environment: Mapping[str, str] = os.environ
             if name not in kinds:
                 raise ConfigError(f"{file}: {name}", "there is no such setting")
             values[name] = _convert(name, kinds[name], value, f"{file}: {name}")
-            if name in ("data", "keys") or (name.startswith(("tls_", "purse_rules", "agreements", "seal_key")) and values[name]):
+            if name in ("data", "keys") or (
+                name.startswith(("tls_", "tariffs", "purse_rules", "agreements", "seal_key")) and values[name]
+            ):
                 values[name] = str(file.parent / values[name])
     for name, kind in kinds.items():
         if variable(name) in environment:

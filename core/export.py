@@ -131,7 +131,8 @@ def _batch(entry: Entry, names: _Names) -> pa.RecordBatch:
     is_tap = records["kind"] == types.RecordKind.TAP
     cards, terminals = _named(records["card"], names.cards), _named(records["terminal"], names.terminals)
     operators = _named(records["terminal"], names.operators)
-    for at in np.flatnonzero(is_tap & (records["payload_place"] != 0)):  # what had no slot stands in the kept message
+    priced = records["flags"] & types.Flag.PRICED != 0
+    for at in np.flatnonzero(is_tap & ~priced & (records["payload_place"] != 0)):  # what had no slot stands in the kept message
         tap = tap_service_pb2.Tap.FromString(entry.payload(int(records["payload_place"][at])))
         cards[at], terminals[at] = tap.card_number, tap.terminal_number.hex()
     for at in np.flatnonzero(records["kind"] == types.RecordKind.OPERATOR):
@@ -158,8 +159,8 @@ def _batch(entry: Entry, names: _Names) -> pa.RecordBatch:
         "debit_account": pa.array(records["debit_account"], mask=records["debit_account"] == types.NONE),
         "credit_account": pa.array(records["credit_account"], mask=records["credit_account"] == types.NONE),
         "local_time": _local_time(records, is_tap),
-        "chip_balance_before_fen": pa.array(records["chip_before_fen"], mask=~is_tap),
-        "chip_balance_after_fen": pa.array(records["chip_after_fen"], mask=~is_tap),
+        "chip_balance_before_fen": pa.array(records["chip_before_fen"], mask=~is_tap | priced),
+        "chip_balance_after_fen": pa.array(records["chip_after_fen"], mask=~is_tap | priced),
         "stored": pa.array(records["flags"] & types.Flag.STORED != 0, mask=~is_tap),
         "test": pa.array(records["flags"] & types.Flag.TEST != 0, mask=~is_tap),
         "fraud": pa.array(records["flags"] & types.Flag.FRAUD != 0, mask=~is_tap),

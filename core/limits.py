@@ -53,7 +53,8 @@ RIDES_A_MONTH_MAX: Final = 10_000  # concessions counted in 16 bits; nobody ride
 TRANSFER_CHAIN_MAX: Final = 255  # a byte
 TARIFF_VERSION_MAX: Final = 1_000_000
 TARIFF_RULES_MAX: Final = 1_000  # of each kind in a file: leg rules are looked through in order, some nanoseconds each
-TARIFF_RULE_NUMBERS_MAX: Final = 65_535  # rules of all versions: an explanation names them in 16 bits
+TARIFF_RULE_NUMBERS_MAX: Final = 65_535  # rules of all versions that ever were: the journal names them in 16 bits
+RIDES_KEPT_S: Final = 35 * 86_400  # how long a card's last ride and open entry are remembered: longer than sums of a month
 TARIFF_AREAS_MAX: Final = 500  # a matrix of 250,000 cells is a megabyte
 FARE_FEN_MAX: Final = 10_000_000  # a hundred thousand yuan: far above every fare, and sums of them stay far below int64
 RATE_PERMILLE_MAX: Final = 10_000  # a rate may be a surcharge, up to ten times the base
@@ -115,6 +116,8 @@ JOURNAL_READERS_MAX: Final = 126
 
 # ---- defaults of settings ----
 CLOCK_AHEAD_S: Final = 300  # a terminal's clock may be this much ahead
+CLOCK_AHEAD_S_MAX: Final = 86_400  # of that setting; the walk to what a late tap follows relies on it
+OVERDRAFT_FEN_MAX: Final = 1_000_000  # of that setting: ten thousand yuan, above every deposit
 STORED_GRACE_S: Final = 86_400  # a terminal must fetch the deny list once a day
 CHECKPOINT_S: Final = 60.0
 CHECKPOINT_RECORDS: Final = 1_000_000  # bounds what a restart replays, and the counters held in memory (64 bytes a tap)

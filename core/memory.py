@@ -14,14 +14,16 @@ from yikatong.core.errors import Damaged, DataError, NewerFormat
 from yikatong.core.failpoints import failpoint
 from yikatong.core.journal import GENESIS, Entry, Journal, sm3
 from yikatong.core.keys import KeySet
+from yikatong.core.rules.compile import Compiled
 from yikatong.core.seen import CARDS, TERMINALS, Segments, add_segment
 from yikatong.core.store import DataDirectory, Reader
+from yikatong.core.tariffs import Tariffs
 from yikatong.core.types import DocumentKind
-from yikatong.ext.engine import PAGE_BYTES, Engine, EngineFault
+from yikatong.ext.engine import PAGE_BYTES, TABLES, Engine, EngineFault
 from yikatong.v1 import account_service_pb2, card_service_pb2, journal_pb2, terminal_service_pb2
 
-FORMAT: Final = 2  # 1 had accounts without holds, and no documents: it is made anew from the journal
-TABLES: Final = ("cards", "accounts", "terminals")
+FORMAT: Final = 3  # 2 had no memory of rides, and is read as it is; 1 is made anew from the journal
+FORMAT_READ_MIN: Final = 2
 REGISTRATIONS: Final = (types.RecordKind.CARD, types.RecordKind.TERMINAL, types.RecordKind.OPERATOR)
 OPERATOR_PREFIX: Final = "operator:"
 Progress = Callable[[int, int], None]
@@ -43,6 +45,8 @@ class EngineSettings:
     cards_max: int = limits.CARDS_MAX
     terminals_max: int = limits.TERMINALS_MAX
     stored_grace_s: int = limits.STORED_GRACE_S
+    overdraft_fen: int = 0
+    tariffs: Compiled | None = None  # what taps are priced by
     hash_seed: int = 0
     taps_expected: int = 0  # between two checkpoints: room that is set aside for their counters
 
@@ -74,6 +78,7 @@ class Memory:
             ring_records=limits.RING_RECORDS,
             batch_taps_max=limits.GROUP_TAPS_MAX,
             stored_grace_s=settings.stored_grace_s,
+            overdraft_fen=settings.overdraft_fen,
             hash_seed=settings.hash_seed,
             taps_expected=settings.taps_expected,
             accounts_max=settings.cards_max + settings.terminals_max + limits.ACCOUNTS_BESIDE_MAX,
@@ -87,6 +92,7 @@ class Memory:
         self.top_ups: dict[bytes, TopUpDone] = {}  # since the last checkpoint
         self.top_ups_frozen: dict[bytes, TopUpDone] = {}
         self.documents = Documents()
+        self.tariffs = Tariffs(settings.tariffs)
         self.checkpoint_sequence = 0
         self._operators_saved = 0
         self._state: Reader | None = None
@@ -144,7 +150,7 @@ class Memory:
         Raises Damaged, NewerFormat or DataError, naming the place."""
         with self.directory.state.read() as state:
             meta = _read_meta(state)
-        if meta is not None and meta["format"] < FORMAT:
+        if meta is not None and meta["format"] < FORMAT_READ_MIN:
             if self.directory.readonly:
                 raise DataError(f"{self.directory.state.path}: it has an older format; `serve` makes it anew from the journal")
             self.directory.state.empty()
@@ -170,6 +176,7 @@ class Memory:
         if (imbalance := self.engine.imbalance_fen()) != 0:
             raise Damaged(f"the books do not balance: all accounts sum to {imbalance} fen")
         self.refresh()
+        self.tariffs.look_up(self)
 
     def _restore_checkpoint(self, state: Reader, meta: dict[str, Any]) -> None:
         for table in TABLES:
@@ -202,7 +209,7 @@ class Memory:
         cold = np.flatnonzero(np.isin(array["kind"], REGISTRATIONS))
         start = 0
         for at in [*cold.tolist(), len(array)]:
-            self.engine.replay(entry.records[start * types.RECORD.itemsize : at * types.RECORD.itemsize])
+            self.engine.replay(entry.records[start * types.RECORD.itemsize : at * types.RECORD.itemsize], entry.payloads)
             if at < len(array):
                 self._replay_registration(entry, array[at])
             start = at + 1
@@ -220,7 +227,10 @@ class Memory:
             raise EngineFault(f"record {record['sequence']} does not follow from the ones before it")
         if record["kind"] == types.RecordKind.CARD:
             card = card_service_pb2.Card.FromString(payload)
-            slot = self.engine.add_card(card.card_number, card.issuer_id, card.rider, card.expires, time_us, payload)
+            slot = self.engine.add_card(
+                card.card_number, card.issuer_id, card.rider, card.expires, time_us, payload,
+                int(record["rider_until"]), int(record["pass_number"]), int(record["pass_until"]),
+            )  # fmt: skip
             expected = int(record["card"])
         elif record["kind"] == types.RecordKind.TERMINAL:
             terminal = terminal_service_pb2.Terminal.FromString(payload)

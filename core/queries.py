@@ -1,12 +1,14 @@
 """Reads of the journal for callers: one tap, a card's transactions. They run beside the writer, on any thread, once the writer
 has named a place that is durable."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from yikatong.core import types
 from yikatong.core.errors import Damaged, InvalidRequest, NotFound
 from yikatong.core.journal import Entry, Journal
 from yikatong.core.paging import page_token, parse_page_token
+from yikatong.core.tariffs import fare_of, priced_tap
 from yikatong.ext.engine import outcomes_of_records
 from yikatong.v1 import account_service_pb2, tap_service_pb2
 
@@ -28,6 +30,7 @@ KINDS: Final = {
     types.RecordKind.POSTING: account_service_pb2.Transaction.KIND_POSTING,
     types.RecordKind.HOLD: account_service_pb2.Transaction.KIND_HOLD,
     types.RecordKind.DENY_LIST: account_service_pb2.Transaction.KIND_DENY_LIST,
+    types.RecordKind.ENTITLEMENT: account_service_pb2.Transaction.KIND_ENTITLEMENT,
 }
 
 
@@ -81,8 +84,9 @@ def _transaction(record: Any, purses: set[int]) -> account_service_pb2.Transacti
     return transaction
 
 
-def get_tap(journal: Journal, sequence: int) -> tuple[tap_service_pb2.GetTapResponse, int, int]:
-    """One journalled tap, with the slots of its card and terminal, whose numbers are still to be filled in."""
+def get_tap(journal: Journal, sequence: int, rules: Sequence[str] = ()) -> tuple[tap_service_pb2.GetTapResponse, int, int]:
+    """One journalled tap, with the slots of its card and terminal, whose numbers are still to be filled in. `rules`: ids of fare
+    rules by their numbers in the journal."""
     with journal.read() as reader:
         located = reader.record(sequence)
         if located is None or located[1][0]["kind"] != types.RecordKind.TAP:
@@ -103,12 +107,17 @@ def get_tap(journal: Journal, sequence: int) -> tuple[tap_service_pb2.GetTapResp
             journal_time_us=int(record["time_us"]),
             stored=bool(record["flags"] & types.Flag.STORED),
         )
+        if answer["fare_rule"]:
+            response.outcome.fare.CopyFrom(fare_of(record, priced_tap(entry, record), rules))
         return response, int(record["card"]), int(record["terminal"])
 
 
 def _tap(entry: Entry, record: Any) -> tap_service_pb2.Tap:
     """The tap as it came: whole where the journal kept its message, else from the record."""
-    if record["payload_place"]:
+    priced = bool(record["flags"] & types.Flag.PRICED)
+    if priced and (kept := priced_tap(entry, record)).HasField("tap"):
+        return kept.tap
+    if record["payload_place"] and not priced:
         return tap_service_pb2.Tap.FromString(entry.payload(int(record["payload_place"])))
     return tap_service_pb2.Tap(
         profile=types.wire(record["profile"]),
@@ -118,8 +127,8 @@ def _tap(entry: Entry, record: Any) -> tap_service_pb2.Tap:
         transaction_type=int(record["transaction_type"]),
         amount_fen=int(record["tap_amount_fen"]),
         amount_due_fen=int(record["amount_due_fen"]),
-        chip_balance_before_fen=int(record["chip_before_fen"]),
-        chip_balance_after_fen=int(record["chip_after_fen"]),
+        chip_balance_before_fen=0 if priced else int(record["chip_before_fen"]),
+        chip_balance_after_fen=0 if priced else int(record["chip_after_fen"]),
         atc=int(record["atc"]),
         terminal_sequence=int(record["terminal_sequence"]),
         local_time=int(record["local_date"]) * 1_000_000 + int(record["local_time"]),

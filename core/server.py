@@ -31,6 +31,7 @@ from yikatong.core.service import SERVICES, Service, deliver_to
 from yikatong.core.store import DataDirectory
 from yikatong.core.tap import TapRules
 from yikatong.core.tap_port import TapPort
+from yikatong.core.tariffs import read_tariffs
 from yikatong.core.writer import Core, CoreSettings, Phase, Work
 
 log = logging.getLogger(__name__)
@@ -49,12 +50,14 @@ OPTIONS: Final = [
 
 
 def core_settings(settings: Settings) -> CoreSettings:
-    """What of the settings concerns the core."""
+    """What of the settings concerns the core. Raises RuleError when a tariff file is wrong."""
     return CoreSettings(
         engine=EngineSettings(
             cards_max=settings.cards_max,
             terminals_max=settings.terminals_max,
             stored_grace_s=settings.stored_grace_s,
+            overdraft_fen=settings.overdraft_fen,
+            tariffs=read_tariffs(Path(settings.tariffs)) if settings.tariffs else None,
             hash_seed=secrets.randbits(64),
             taps_expected=min(settings.checkpoint_records, 10 * limits.CHECKPOINT_RECORDS),
         ),
@@ -146,13 +149,14 @@ class Server:
         key_sets = keys.load(Path(settings.keys))
         rules = purse_rules.read(Path(settings.purse_rules)) if settings.purse_rules else purse_rules.read()
         day_rules = DayRules.read(Path(settings.data), settings.agreements, settings.seal_key)
+        of_core = core_settings(settings)
         loop = asyncio.get_running_loop()
         directory = DataDirectory(Path(settings.data))
         metrics = MetricsObserver(key_versions={key_set.key_version for key_set in key_sets})
         core: Core | None = None
         try:
             core = await asyncio.to_thread(
-                lambda: Core(directory, key_sets, core_settings(settings), deliver_to(loop), metrics, progress=progress)
+                lambda: Core(directory, key_sets, of_core, deliver_to(loop), metrics, progress=progress)
             )
             server = cls(settings, directory, core, metrics, rules)
             await server._listen(tls, day_rules)

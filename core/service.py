@@ -139,6 +139,7 @@ class Service:
             "yikatong.v1.CardService": {
                 "RegisterCards": self._command(card_service_pb2.RegisterCardsRequest, commands.register_cards),
                 "GetCard": self._command(card_service_pb2.GetCardRequest, commands.get_card),
+                "SetEntitlement": self._command(card_service_pb2.SetEntitlementRequest, commands.set_entitlement),
             },
             "yikatong.v1.TerminalService": {
                 "RegisterTerminals": self._command(terminal_service_pb2.RegisterTerminalsRequest, commands.register_terminals),
@@ -363,8 +364,8 @@ class Service:
     async def get_tap(self, request: bytes, deadline: float | None) -> bytes:
         """TapService.GetTap."""
         message = parse(tap_service_pb2.GetTapRequest, request)
-        sequence = await self._ask(lambda memory: _sequence_of(memory, message), deadline)
-        response, card, terminal = await asyncio.to_thread(queries.get_tap, self._core.journal, sequence)
+        sequence, rules = await self._ask(lambda memory: (_sequence_of(memory, message), memory.tariffs.rules), deadline)
+        response, card, terminal = await asyncio.to_thread(queries.get_tap, self._core.journal, sequence, rules)
         known_card, known_terminal, operator_id = await self._ask(
             lambda memory: commands.card_and_terminal(memory, card, terminal), deadline
         )

@@ -22,7 +22,7 @@ JOURNAL = "journal"
 STATE = "state"
 DATABASES = {
     JOURNAL: ("groups", "probe"),
-    STATE: ("meta", "cards", "accounts", "terminals", "operators", "requests", "segments", "documents"),
+    STATE: ("meta", "cards", "accounts", "terminals", "rides", "operators", "requests", "segments", "documents"),
 }
 MAP_BYTES = {JOURNAL: limits.JOURNAL_MAP_BYTES, STATE: limits.STATE_MAP_BYTES}
 

@@ -16,6 +16,8 @@ from yikatong.core import limits
 from yikatong.core.errors import DeadlineOver, InvalidRequest, YikatongError
 from yikatong.core.memory import Memory
 from yikatong.core.seen import CARDS, TERMINALS
+from yikatong.core.tariffs import read_notes
+from yikatong.core.types import RECORD
 from yikatong.ext.engine import DEADLINE_OVER, Calls
 
 DECODE_ERRORS: Final = {
@@ -50,9 +52,9 @@ def run_taps(memory: Memory, requests: list[bytes], stored: list[bool], time_us:
     engine = memory.engine
     counts = engine.decode(requests, stored, time_us // 1_000_000, rules.clock_ahead_s_max, limits.REQUEST_ITEMS_MAX)
     engine.lookup()
-    priors = _find_priors(memory)
+    priors, notes = _find_priors(memory)
     engine.verify()
-    outcomes = engine.run(time_us, priors)
+    outcomes = engine.run(time_us, priors, notes)
     responses = engine.respond()
     return TapBatch([_answer(*pair) for pair in zip(counts, responses, strict=True)], outcomes)
 
@@ -64,9 +66,9 @@ def run_calls(memory: Memory, batch: list[Calls], time_us: int, rules: TapRules,
     now_us = int(now * 1e6)
     engine.decode_calls(batch, time_us // 1_000_000, rules.clock_ahead_s_max, limits.REQUEST_ITEMS_MAX, now_us)
     engine.lookup()
-    priors = _find_priors(memory)
+    priors, notes = _find_priors(memory)
     engine.verify()
-    outcomes = engine.run(time_us, priors)
+    outcomes = engine.run(time_us, priors, notes)
     engine.respond_calls()
     return outcomes
 
@@ -78,8 +80,9 @@ def decode_error(code: int) -> YikatongError:
     return InvalidRequest(*DECODE_ERRORS[code])
 
 
-def _find_priors(memory: Memory) -> bytes:
-    """Records of earlier taps with the same counters, as far as they are no longer in the engine's own memory."""
+def _find_priors(memory: Memory) -> tuple[bytes, bytes]:
+    """Records of earlier taps with the same counters, as far as they are no longer in the engine's own memory, and what explains
+    their fares."""
     engine = memory.engine
     searches = engine.searches()
     if searches is not None and memory.segments is not None:
@@ -92,9 +95,10 @@ def _find_priors(memory: Memory) -> bytes:
         )
     wanted = engine.priors_wanted()
     if not wanted:
-        return b""
+        return b"", b""
     with memory.journal.read() as reader:
-        return reader.records(wanted)
+        records = reader.records(wanted)
+        return records, read_notes(reader, np.frombuffer(records, RECORD)).tobytes()
 
 
 def _answer(count: int | None, response: bytes | None) -> bytes | YikatongError | None:

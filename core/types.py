@@ -32,6 +32,7 @@ class Result(IntEnum):
     MALFORMED_RIDER = 23
     MALFORMED_OPERATOR = 24
     MALFORMED_REQUEST_ID = 25
+    MALFORMED_PASS = 26
     CONFLICT = 30
     UNKNOWN_CARD = 40
     UNKNOWN_TERMINAL = 41
@@ -103,6 +104,8 @@ class RecordKind(IntEnum):
     HOLD = 8
     EVENT = 9
     DENY_LIST = 10
+    ENTITLEMENT = 11
+    RIDES = 12
 
 
 class ClearingOutcome(IntEnum):
@@ -153,6 +156,18 @@ class Flag(IntFlag):
     COUNTED = 16
     GREY = 32
     LINKED = 64
+    PRICED = 128
+
+
+class FareFlag(IntFlag):
+    """What the price of a tap was found from, beside what its record says anyway (`fare_flags`). Three bits from RIDER_SHIFT on
+    are the rider category that was good on that day."""
+
+    STATED = 1
+    PROVISIONAL = 2
+
+
+FARE_RIDER_SHIFT: Final = 2
 
 
 class Deny(IntFlag):
@@ -189,6 +204,7 @@ class PostingKind(IntEnum):
     DISPUTE = 41
     PAYMENT = 42
     PAYMENT_RETURN = 43
+    CORRECTION = 20  # the fare of a tap, found anew since one before it came late
 
 
 class DocumentKind(IntEnum):
@@ -215,6 +231,8 @@ class DocumentKind(IntEnum):
     DISPUTE = 44  # sequence of the event that opened it, 8 bytes → Dispute
     DISPUTED_CHARGE = 45  # sequence of the charge, 8 bytes → key of the dispute
     PARTICIPANT_FILES = 46  # settlement date in 8 digits, and the participant → ParticipantFiles
+    RULE = 20  # number of a fare rule in the journal, 2 bytes → its id
+    PASS = 21  # id of a pass → its number, 1 byte
 
 
 NONE: Final = 0xFFFFFFFF
@@ -234,7 +252,8 @@ RECORD: Final = np.dtype(
             "tap_amount_fen", "amount_due_fen", "local_date", "local_time", "line", "stop", "mac", "chip_before_fen",
             "chip_after_fen", "payload_place", "atc", "kind", "result", "profile", "transaction_type", "tap_kind", "flags",
             "algorithm_id", "key_version", "key_index", "rider", "city", "industry", "direction",
-            "settlement_day", "deny_reasons",
+            "settlement_day", "deny_reasons", "fare_flags",
+            "rider_until", "pass_until", "base_fen", "fare_marks", "fare_rule", "pass_number",
         ],
         "formats": [
             "<u8", "<i8", "<u8", "<i8", "<i8", "<i8",
@@ -242,7 +261,8 @@ RECORD: Final = np.dtype(
             "<u4", "<u4", "<u4", "<u4", "<u4", "<u4", "(4,)u1", "<u4",
             "<u4", "<u4", "<u2", "u1", "u1", "u1", "u1", "u1", "u1",
             "u1", "u1", "u1", "u1", "<u2", "u1", "u1",
-            "<u2", "u1",
+            "<u2", "u1", "u1",
+            "<u4", "<u4", "<u4", "<u2", "<u2", "u1",
         ],
         "offsets": [
             0, 8, 16, 24, 32, 40,
@@ -250,10 +270,13 @@ RECORD: Final = np.dtype(
             68, 72, 76, 80, 84, 88, 92, 96,
             100, 104, 108, 110, 111, 112, 113, 114, 115,
             116, 117, 118, 119, 120, 122, 123,
-            124, 126,
+            124, 126, 127,
+            84, 88, 96, 100, 102, 118,
         ],
         "itemsize": 128,
     }
 )  # fmt: skip
 """One journal record (yk_record in ext/types.h): 128 bytes. `conflicting_sequence` lies over `credit_after_fen`: a
-conflict moves nothing."""
+conflict moves nothing. With the flag PRICED `base_fen`, `fare_marks` and `fare_rule` lie over the chip's balances. In records of
+cards and entitlements `rider_until` lies over `line`, `pass_until` over `stop` (days since 1970-01-01) and `pass_number` over
+`key_index`."""

@@ -160,6 +160,7 @@ class Core:
         journal = Journal(self._directory.journal)
         memory = Memory(self._directory, journal, self._key_sets, self._settings.engine)
         memory.restore(progress)
+        memory.tariffs.adopt(memory, max(self._clock_ns() // 1000, journal.last_time_us))
         return journal, memory
 
     # ---- any thread ----

@@ -4,15 +4,23 @@
 #include "sm4.h"
 
 /* The record with this sequence: among the newest, or among those that were fetched from the journal beforehand. */
-static const yk_record *find_prior(const yk_engine *engine, uint64_t sequence, const yk_record *priors, uint32_t n) {
-    if (yk_in_ring(engine, sequence, 0)) return &engine->ring[sequence & (engine->config.ring_records - 1)];
-    uint32_t low = 0, high = n;
+static int find_prior(const yk_engine *engine, uint64_t sequence, const yk_priors *priors, yk_decision *decision) {
+    if (yk_is_at_hand(engine, sequence, 0)) {
+        uint64_t at = sequence & (engine->config.ring_records - 1);
+        decision->prior = &engine->ring[at];
+        decision->prior_note = engine->notes ? &engine->notes[at] : NULL;
+        return YK_OK;
+    }
+    uint32_t low = 0, high = priors->count;
     while (low < high) {
         uint32_t middle = low + (high - low) / 2;
-        if (priors[middle].sequence < sequence) low = middle + 1;
+        if (priors->records[middle].sequence < sequence) low = middle + 1;
         else high = middle;
     }
-    return low < n && priors[low].sequence == sequence ? &priors[low] : NULL;
+    if (low == priors->count || priors->records[low].sequence != sequence) return YK_PRIOR_MISSING;
+    decision->prior = &priors->records[low];
+    decision->prior_note = &priors->notes[low];
+    return YK_OK;
 }
 
 /* Seen before: looked up again in what is in memory, since an earlier tap of this very batch may be the one. */
@@ -46,8 +54,38 @@ static uint8_t unproved(const yk_tap *tap) {
     return tap->grey ? YK_GREY : YK_MAC_MISMATCH;
 }
 
-int yk_decide(const yk_engine *engine, const yk_tap *tap, const yk_record *priors, uint32_t prior_count, yk_decision *decision) {
-    memset(decision, 0, sizeof *decision);
+/* What the tariff makes of a tap; where it says nothing, the charge stays what the terminal stated. The rider is what the card is
+ * registered as, whatever the tap says. A tap that comes late is priced by itself, and its card again after the batch. */
+static void price(const yk_engine *engine, const yk_tap *tap, const yk_card *card, const yk_terminal *terminal,
+                  yk_decision *decision) {
+    static const yk_rides none;
+    uint32_t local_s = (uint32_t)(tap->local_s + YK_UTC8_S), day = local_s / 86400;
+    int is_rider = card->rider && !(card->rider_until && day > card->rider_until);
+    int has_pass = card->pass_number && !(card->pass_until && day > card->pass_until);
+    decision->ride = (yk_ride){
+        .local_s = local_s,
+        .line = tap->line,
+        .stop = tap->stop,
+        .nominal_fen = tap->amount_due_fen ? tap->amount_due_fen : tap->amount_fen,
+        .operator_number = terminal->operator_number,
+        .industry = tap->industry,
+        .kind = tap->kind,
+        .rider = is_rider ? card->rider : YK_RIDER_ORDINARY,
+        .pass = has_pass ? engine->pass_numbers[card->pass_number] : 0,
+        .stated = tap->keep_message,
+    };
+    const yk_rides *rides = yk_rides_of(engine, tap->card);
+    decision->late = yk_is_ride(tap->kind) && yk_is_late(rides, local_s, tap->atc);
+    int outcome = yk_price(&engine->tariff, decision->late ? &none : rides, &decision->ride, &decision->fare);
+    /* Whether a stop is known may hang on the ride before it, by way of a time band; whether a rule fits does not. */
+    decision->priced = outcome == YK_FARE_PRICED || outcome == YK_FARE_UNKNOWN_STOP;
+    decision->late &= decision->priced;
+    if (outcome == YK_FARE_PRICED) decision->charge_fen = decision->fare.charged_fen;
+    else decision->fare_fault = (uint8_t)outcome;
+}
+
+int yk_decide(const yk_engine *engine, const yk_tap *tap, const yk_priors *priors, yk_decision *decision) {
+    memset(decision, 0, offsetof(yk_decision, ride));
 
     /* 1. Malformed. */
     if (tap->result != YK_UNDECIDED) {
@@ -62,8 +100,8 @@ int yk_decide(const yk_engine *engine, const yk_tap *tap, const yk_record *prior
     uint64_t of_card = card ? card_prior(engine, tap, card) : 0;
     uint64_t of_terminal = terminal ? terminal_prior(engine, tap, terminal) : 0;
     if (of_card || of_terminal) {
-        decision->prior = find_prior(engine, of_card ? of_card : of_terminal, priors, prior_count);
-        if (!decision->prior) return YK_PRIOR_MISSING;
+        int missing = find_prior(engine, of_card ? of_card : of_terminal, priors, decision);
+        if (missing) return missing;
         if (of_card == of_terminal && memcmp(decision->prior->mac, tap->mac, sizeof tap->mac) == 0) {
             decision->duplicate = 1;
             decision->result = decision->prior->result;
@@ -93,12 +131,14 @@ int yk_decide(const yk_engine *engine, const yk_tap *tap, const yk_record *prior
     else if (tap->test) decision->result = YK_TEST;
     if (decision->result) return YK_OK;
 
-    /* 6. Price: what the chip deducted. */
+    /* 6. Price: what the chip deducted; what the tariff says where the chip has no purse. */
     decision->charge_fen = tap->amount_fen;
+    if (engine->has_tariff && tap->profile == YK_PROFILE_ACCOUNT) price(engine, tap, card, terminal, decision);
 
-    /* 7. Money. A stored tap is a ride that already happened: what the card lacks becomes debt. */
+    /* 7. Money. A stored tap is a ride that already happened: what the card lacks beyond its overdraft becomes debt. */
     const yk_account *purse = yk_table_read(&engine->accounts, card->account);
-    if (decision->charge_fen == 0 || purse->balance_fen - purse->held_fen >= (int64_t)decision->charge_fen) decision->result = YK_ACCEPTED;
+    int64_t available_fen = purse->balance_fen - purse->held_fen + (tap->stored ? engine->config.overdraft_fen : 0);
+    if (decision->charge_fen == 0 || available_fen >= decision->charge_fen) decision->result = YK_ACCEPTED;
     else if (tap->stored) decision->result = YK_DEBT_BOOKED;
     else decision->result = YK_INSUFFICIENT_FUNDS;
     return YK_OK;

@@ -8,6 +8,7 @@
 
 #include "decode.h"
 #include "index.h"
+#include "price.h"
 #include "table.h"
 #include "types.h"
 
@@ -22,7 +23,10 @@ typedef struct {
     uint32_t denied_since_s; /* seconds since 1970, UTC; 0: not on the deny list */
     uint8_t rider;
     uint8_t deny_reasons;
-    uint8_t reserved[14];
+    uint16_t rider_until;    /* the category's last day, days since 1970-01-01; 0: no end */
+    uint16_t pass_until;     /* likewise, the pass's */
+    uint8_t pass_number;     /* 0: none */
+    uint8_t reserved[9];
 } yk_card;
 
 typedef struct {
@@ -35,7 +39,9 @@ typedef struct {
     uint32_t account;        /* its operator's payable account */
     uint8_t number[6];
     uint8_t kind;
-    uint8_t reserved[13];
+    uint8_t reserved_kind;
+    uint16_t operator_number; /* as the tariff that is loaded numbers its operator; set anew at each start */
+    uint8_t reserved[10];
 } yk_terminal;
 
 _Static_assert(sizeof(yk_card) == 64, "one cache line a card");
@@ -55,6 +61,31 @@ typedef struct {
 
 enum { YK_DENIALS = 1 << 16 }; /* changes that are remembered; whoever is further behind gets the whole list */
 
+/* What explains a priced tap beside its record: the signed adjustments of its base fare. */
+typedef struct {
+    int64_t amount_fen[YK_ADJUSTMENTS_MAX];
+    uint16_t rule[YK_ADJUSTMENTS_MAX];
+    uint8_t count;
+    uint8_t pass_number;     /* the card's pass that was good on that day; 0: none */
+    uint8_t reserved[2];
+} yk_fare_note;
+
+_Static_assert(sizeof(yk_fare_note) == 64, "one cache line a tap");
+
+/* A rule's id, "tariff/version/kind/name": the first tariff_bytes of it name the tariff. */
+typedef struct {
+    const char *id;
+    uint16_t bytes;
+    uint16_t tariff_bytes;
+} yk_rule_id;
+
+/* A tap that came late: from it on its card must be priced again. */
+typedef struct {
+    uint32_t card;
+    uint32_t local_s;        /* by the wall clock */
+    uint32_t atc;
+} yk_late_tap;
+
 /* A card's issuer or master key, as the taps' key version and index name it. */
 typedef struct {
     uint8_t issuer_id[8];
@@ -71,11 +102,13 @@ typedef struct {
     uint32_t batch_taps_max;
     uint32_t stored_grace_s; /* a stored tap is honoured this long after its card went on the deny list */
     uint64_t hash_seed;
+    int64_t overdraft_fen;   /* a stored tap may leave a purse so far below zero before that is debt */
 } yk_engine_config;
 
 typedef struct {
     yk_engine_config config;
     yk_table cards, accounts, terminals;
+    yk_table rides;          /* yk_rides of each card; a page is made when a card of it is first priced */
     yk_slots card_index, terminal_index;
     yk_seen card_seen, terminal_seen;               /* since the last freeze */
     yk_seen card_seen_frozen, terminal_seen_frozen; /* between a freeze and the checkpoint's end */
@@ -90,6 +123,18 @@ typedef struct {
     uint32_t settlement_day; /* records get this settlement day or, when it is later, the day of their time */
     yk_key *keys;
     uint32_t key_count;
+
+    /* Rules and passes have numbers of the journal, which stay when tariffs change; the compiled tariff has its own. */
+    int has_tariff;
+    yk_tariff tariff;
+    const uint16_t *rule_numbers;   /* of the tariff's rule → of the journal */
+    const uint8_t *pass_numbers;    /* of the journal's pass → of the tariff; 256 of them */
+    const yk_rule_id *rule_ids;     /* by number of the journal */
+    uint32_t rule_id_count;
+    yk_fare_note *notes;     /* beside the ring, of priced taps; only with a tariff */
+    uint64_t notes_first;    /* no notes are kept from before this sequence: what is older is on disk with its payload */
+    yk_late_tap *late;       /* since they were last taken */
+    uint32_t late_count, late_capacity;
 
     yk_record *group;        /* records since the last take, and behind them their payloads */
     uint32_t group_count, group_capacity;
@@ -116,39 +161,67 @@ void yk_verify(const yk_engine *engine, yk_tap *taps, uint32_t n);
 /* What is to become of one tap. */
 typedef struct {
     const yk_record *prior; /* the earlier record: of the same tap when `duplicate`, of another on YK_CONFLICT */
+    const yk_fare_note *prior_note;
+    int64_t charge_fen;
     uint8_t result;
     uint8_t duplicate;
     uint8_t fraud;
     uint8_t counts;         /* it was proved: it uses up its card counter and terminal sequence */
-    uint32_t charge_fen;
+    uint8_t priced;         /* the tariff was asked, and `fare` and `ride` say what it made of which ride */
+    uint8_t late;           /* and the card's memory holds later taps already */
+    uint8_t fare_fault;
+    yk_ride ride;
+    yk_fare fare;
 } yk_decision;
 
-/* decide.c: reads only. `priors` are records older than the ring, sorted by sequence. YK_OK, or YK_PRIOR_MISSING. */
-int yk_decide(const yk_engine *engine, const yk_tap *tap, const yk_record *priors, uint32_t prior_count, yk_decision *decision);
+/* Earlier records that the ring or the notes do not hold any more, sorted by sequence, and the notes of those that were priced. */
+typedef struct {
+    const yk_record *records;
+    const yk_fare_note *notes;
+    uint32_t count;
+} yk_priors;
+
+/* decide.c: reads only. YK_OK, or YK_PRIOR_MISSING. */
+int yk_decide(const yk_engine *engine, const yk_tap *tap, const yk_priors *priors, yk_decision *decision);
 
 /* post.c: writes only, and cannot fail: yk_run has made room. */
 void yk_post(yk_engine *engine, const yk_tap *tap, const yk_decision *decision, int64_t time_us, uint32_t settlement_date,
-             yk_outcome *outcome);
+             yk_outcome *outcome, yk_fare_note *note);
 
-/* batch.c: decide and post each tap in turn, since each stands on the balances that the one before it left. */
-int yk_run(yk_engine *engine, const yk_tap *taps, uint32_t n, const yk_record *priors, uint32_t prior_count, int64_t time_us,
-           yk_outcome *outcomes);
+/* batch.c: decide and post each tap in turn, since each stands on the balances that the one before it left. `notes`, one a tap,
+ * are written where the outcome's fare_rule is not 0. */
+int yk_run(yk_engine *engine, const yk_tap *taps, uint32_t n, const yk_priors *priors, int64_t time_us, yk_outcome *outcomes,
+           yk_fare_note *notes);
 
 /* respond.c: the response message of one request; AuthorizeTapResponse and SubmitTapsResponse both hold outcomes in field 1,
- * once or repeated. Returns how many bytes were written; `out` has room for YK_OUTCOME_BYTES_MAX a tap. */
-enum { YK_OUTCOME_BYTES_MAX = 112 };
-size_t yk_respond(const yk_outcome *outcomes, uint32_t n, uint8_t *out);
+ * once or repeated. Returns how many bytes were written; `out` has room for yk_response_room. */
+size_t yk_respond(const yk_engine *engine, const yk_outcome *outcomes, const yk_fare_note *notes, uint32_t n, uint8_t *out);
+size_t yk_response_room(const yk_engine *engine, const yk_outcome *outcomes, const yk_fare_note *notes, uint32_t n);
 
 /* The answer that a record's tap got (GetTap, duplicates). */
 void yk_outcome_of_record(const yk_record *record, yk_outcome *outcome);
+
+static inline void yk_fare_of_record(const yk_record *record, yk_outcome *outcome) {
+    if (!(record->flags & YK_FLAG_PRICED)) return;
+    outcome->fare_rule = record->fare_rule;
+    outcome->base_fen = record->base_fen;
+    outcome->provisional = (record->fare_flags & YK_FARE_PROVISIONAL) != 0;
+}
 
 /* ---- cold writes: one record each, into the group ---- */
 
 uint32_t yk_find_card(const yk_engine *engine, const yk_card_number *number);
 uint32_t yk_find_terminal(const yk_engine *engine, const uint8_t number[6]);
 int yk_add_operator(yk_engine *engine, int64_t time_us, const uint8_t *payload, uint32_t payload_bytes, uint32_t *account);
-int yk_add_card(yk_engine *engine, const yk_card_number *number, const uint8_t issuer_id[8], uint8_t rider, uint32_t expires,
-                int64_t time_us, const uint8_t *payload, uint32_t payload_bytes, uint32_t *slot);
+
+/* What a card may ride at. */
+typedef struct {
+    uint16_t rider_until, pass_until;
+    uint8_t rider, pass_number;
+} yk_entitlement;
+
+int yk_add_card(yk_engine *engine, const yk_card_number *number, const uint8_t issuer_id[8], const yk_entitlement *entitlement,
+                uint32_t expires, int64_t time_us, const uint8_t *payload, uint32_t payload_bytes, uint32_t *slot);
 int yk_add_terminal(yk_engine *engine, const uint8_t number[6], uint8_t kind, uint32_t account, int64_t time_us,
                     const uint8_t *payload, uint32_t payload_bytes, uint32_t *slot);
 int yk_top_up(yk_engine *engine, uint32_t card, int64_t amount_fen, int64_t time_us, const uint8_t *payload,
@@ -158,14 +231,24 @@ int yk_top_up(yk_engine *engine, uint32_t card, int64_t amount_fen, int64_t time
 
 /* One record behind an event. */
 typedef struct {
-    uint8_t kind;            /* YK_RECORD_ACCOUNT, POSTING, HOLD or DENY_LIST */
+    uint8_t kind;            /* YK_RECORD_ACCOUNT, POSTING, HOLD, DENY_LIST, ENTITLEMENT or RIDES */
     uint8_t why;             /* POSTING: PostingKind; DENY_LIST: the card's reasons from now on */
     uint32_t debit, credit;  /* POSTING; HOLD: `debit` */
     uint32_t card;           /* whose record it is; YK_NONE: nobody's */
     int64_t amount_fen;
-    const uint8_t *name;     /* ACCOUNT */
-    uint32_t name_bytes;
+    const uint8_t *bytes;    /* ACCOUNT: its name; ENTITLEMENT: yk_entitlement; RIDES: yk_rides; YK_POSTING_CORRECTION: yk_correction */
+    uint32_t byte_count;
 } yk_step;
+
+/* A fare found anew: it moves the difference, and says of the tap what its own record would say now. Behind it in the step's bytes
+ * comes the explanation, as a priced tap's payload. */
+typedef struct {
+    uint32_t terminal, terminal_sequence, local_date, local_time, line, stop, base_fen;
+    uint16_t atc, fare_marks, fare_rule;
+    uint8_t tap_kind, fare_flags;
+} yk_correction;
+
+enum { YK_POSTING_CORRECTION = 20 }; /* PostingKind.CORRECTION */
 
 /* Write an event and its steps as records of one group, or nothing: YK_OK, YK_NO_MEMORY, YK_FULL (no room for an account, or a
  * balance would overflow), or YK_CORRUPT (an account or card that is not there, a negative posting, a release of more than is
@@ -174,8 +257,9 @@ int yk_commit(yk_engine *engine, int64_t time_us, const uint8_t *payload, uint32
 
 /* ---- restart ---- */
 
-/* Apply records of all kinds but registrations (card, terminal, operator), in sequence, from the journal. YK_OK, or YK_CORRUPT with the index in *at. */
-int yk_replay(yk_engine *engine, const yk_record *records, uint32_t n, uint32_t *at);
+/* Apply records of all kinds but registrations (card, terminal, operator), in sequence, from the journal; `payloads` are those behind
+ * them in their journal value. YK_OK, YK_NO_MEMORY, or YK_CORRUPT with the index in *at. */
+int yk_replay(yk_engine *engine, const yk_record *records, uint32_t n, const uint8_t *payloads, size_t payload_bytes, uint32_t *at);
 /* After pages were restored: rebuild the indexes. */
 int yk_reindex(yk_engine *engine);
 
@@ -195,6 +279,25 @@ void yk_deny(yk_engine *engine, yk_card *card, uint8_t reasons, yk_record *recor
 /* After pages were restored: count the cards on the list. */
 void yk_recount_denied(yk_engine *engine);
 void yk_move(yk_engine *engine, uint32_t debit, uint32_t credit, int64_t amount_fen, yk_record *record);
+/* Memory for a card's rides, so that they can be written. 0, or -1. */
+static inline int yk_rides_reserve(yk_engine *engine, uint32_t card) { return yk_table_make(&engine->rides, card); }
+/* Advance a card's memory by a tap of this record, which was charged and did not come late. */
+void yk_rides_booked(yk_engine *engine, const yk_record *record, uint32_t local_s);
+void yk_entitle(yk_card *card, const yk_entitlement *entitlement, yk_record *record);
+
+static inline const yk_rides *yk_rides_of(const yk_engine *engine, uint32_t card) {
+    static const yk_rides never;
+    return yk_table_has(&engine->rides, card) ? yk_table_read(&engine->rides, card) : &never;
+}
+
+/* Whether a tap comes before what a card's memory holds. Taps are in order of local time, then of the card's counter. */
+static inline int yk_is_late(const yk_rides *rides, uint32_t local_s, uint16_t atc) {
+    return local_s < rides->newest_s || (local_s == rides->newest_s && atc < rides->newest_atc);
+}
+
+static inline int yk_is_ride(uint8_t tap_kind) {
+    return tap_kind == YK_RIDE_ENTRY || tap_kind == YK_RIDE_EXIT || tap_kind == YK_RIDE_SINGLE;
+}
 
 static inline uint64_t yk_card_hash(const yk_engine *engine, const yk_card_number *number) {
     uint64_t rest = (uint64_t)number->high << 8 | number->digits;
@@ -219,6 +322,13 @@ static inline uint64_t yk_seen_anywhere(const yk_seen *young, const yk_seen *fro
 /* The newest records stay in the ring; `margin` is how many more may be written before the record is looked at. */
 static inline int yk_in_ring(const yk_engine *engine, uint64_t sequence, uint64_t margin) {
     return sequence >= engine->ring_first && sequence + engine->config.ring_records > engine->next_sequence + margin;
+}
+
+/* And so does what explains a priced one, unless it was there before the start. */
+static inline int yk_is_at_hand(const yk_engine *engine, uint64_t sequence, uint64_t margin) {
+    if (!yk_in_ring(engine, sequence, margin)) return 0;
+    const yk_record *record = &engine->ring[sequence & (engine->config.ring_records - 1)];
+    return !(record->flags & YK_FLAG_PRICED) || sequence >= engine->notes_first || !record->payload_place;
 }
 
 #endif

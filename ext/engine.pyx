@@ -11,6 +11,8 @@ import numpy as np
 
 cimport numpy as np
 
+from yikatong.ext.fares cimport YK_ADJUSTMENTS_MAX, yk_rides, yk_tariff, yk_tariff_open
+
 import yikatong.ext.sm4  # noqa: F401  refuses an SM4 path that this machine cannot run, before the first batch would
 
 np.import_array()
@@ -43,9 +45,11 @@ cdef extern from "types.h":
         uint64_t sequence
     ctypedef struct yk_outcome:
         pass
+    ctypedef struct yk_correction:
+        pass
     uint32_t yk_local_day(int64_t time_us) nogil
     uint32_t yk_date_of_day(uint32_t day) nogil
-    enum: YK_NONE, YK_RECORD_ACCOUNT, YK_RECORD_POSTING, YK_RECORD_HOLD, YK_RECORD_DENY_LIST
+    enum: YK_NONE
 
 cdef extern from "decode.h":
     ctypedef struct yk_decode_rules:
@@ -68,6 +72,7 @@ cdef extern from "table.h":
     int64_t yk_table_freeze(yk_table *table) nogil
     uint32_t yk_table_frozen_page(yk_table *table, uint32_t i, uint8_t *out) nogil
     void yk_table_thaw(yk_table *table) nogil
+    void *yk_table_write(yk_table *table, uint32_t slot) nogil
     int yk_table_restore_page(yk_table *table, uint32_t page, const uint8_t *bytes) nogil
     const void *yk_table_read(const yk_table *table, uint32_t slot) nogil
 
@@ -88,7 +93,6 @@ cdef extern from "index.h":
 
 cdef extern from "engine.h":
     enum: YK_OK, YK_NO_MEMORY, YK_FULL, YK_PRIOR_MISSING, YK_CORRUPT
-    enum: YK_OUTCOME_BYTES_MAX
     ctypedef struct yk_card:
         yk_card_number number
         uint8_t issuer_id[8]
@@ -99,6 +103,8 @@ cdef extern from "engine.h":
         uint32_t denied_since_s
         uint8_t rider
         uint8_t deny_reasons
+        uint16_t rider_until, pass_until
+        uint8_t pass_number
     ctypedef struct yk_account:
         int64_t balance_fen
         int64_t held_fen
@@ -107,6 +113,23 @@ cdef extern from "engine.h":
         uint32_t account
         uint8_t number[6]
         uint8_t kind
+        uint16_t operator_number
+    ctypedef struct yk_fare_note:
+        int64_t amount_fen[YK_ADJUSTMENTS_MAX]
+        uint16_t rule[YK_ADJUSTMENTS_MAX]
+        uint8_t count, pass_number
+    ctypedef struct yk_rule_id:
+        const char *id
+        uint16_t bytes, tariff_bytes
+    ctypedef struct yk_late_tap:
+        uint32_t card, local_s, atc
+    ctypedef struct yk_priors:
+        const yk_record *records
+        const yk_fare_note *notes
+        uint32_t count
+    ctypedef struct yk_entitlement:
+        uint16_t rider_until, pass_until
+        uint8_t rider, pass_number
     ctypedef struct yk_denial:
         uint64_t sequence
         uint32_t card
@@ -122,9 +145,10 @@ cdef extern from "engine.h":
         uint32_t batch_taps_max
         uint32_t stored_grace_s
         uint64_t hash_seed
+        int64_t overdraft_fen
     ctypedef struct yk_engine:
         yk_engine_config config
-        yk_table cards, accounts, terminals
+        yk_table cards, accounts, terminals, rides
         yk_slots card_index, terminal_index
         yk_seen card_seen, terminal_seen, card_seen_frozen, terminal_seen_frozen
         yk_record *ring
@@ -135,6 +159,16 @@ cdef extern from "engine.h":
         uint32_t denied_cards
         uint32_t settlement_day
         uint32_t key_count
+        int has_tariff
+        yk_tariff tariff
+        const uint16_t *rule_numbers
+        const uint8_t *pass_numbers
+        const yk_rule_id *rule_ids
+        uint32_t rule_id_count
+        yk_fare_note *notes
+        uint64_t notes_first
+        yk_late_tap *late
+        uint32_t late_count
         yk_record *group
         uint32_t group_count, group_capacity
         uint8_t *payload
@@ -145,16 +179,19 @@ cdef extern from "engine.h":
     int yk_engine_add_key(yk_engine *engine, const uint8_t *issuer_id, uint8_t version, uint8_t index, const uint8_t *key) nogil
     void yk_lookup(const yk_engine *engine, yk_tap *taps, uint32_t n) nogil
     void yk_verify(const yk_engine *engine, yk_tap *taps, uint32_t n) nogil
-    int yk_run(yk_engine *engine, const yk_tap *taps, uint32_t n, const yk_record *priors, uint32_t prior_count,
-               int64_t time_us, yk_outcome *outcomes) nogil
-    size_t yk_respond(const yk_outcome *outcomes, uint32_t n, uint8_t *out) nogil
+    int yk_run(yk_engine *engine, const yk_tap *taps, uint32_t n, const yk_priors *priors, int64_t time_us,
+               yk_outcome *outcomes, yk_fare_note *notes) nogil
+    size_t yk_respond(const yk_engine *engine, const yk_outcome *outcomes, const yk_fare_note *notes, uint32_t n,
+                      uint8_t *out) nogil
+    size_t yk_response_room(const yk_engine *engine, const yk_outcome *outcomes, const yk_fare_note *notes, uint32_t n) nogil
     void yk_outcome_of_record(const yk_record *record, yk_outcome *outcome) nogil
     uint32_t yk_find_card(const yk_engine *engine, const yk_card_number *number) nogil
     uint32_t yk_find_terminal(const yk_engine *engine, const uint8_t *number) nogil
     int yk_add_operator(yk_engine *engine, int64_t time_us, const uint8_t *payload, uint32_t payload_bytes,
                         uint32_t *account) nogil
-    int yk_add_card(yk_engine *engine, const yk_card_number *number, const uint8_t *issuer_id, uint8_t rider, uint32_t expires,
-                    int64_t time_us, const uint8_t *payload, uint32_t payload_bytes, uint32_t *slot) nogil
+    int yk_add_card(yk_engine *engine, const yk_card_number *number, const uint8_t *issuer_id,
+                    const yk_entitlement *entitlement, uint32_t expires, int64_t time_us, const uint8_t *payload,
+                    uint32_t payload_bytes, uint32_t *slot) nogil
     int yk_add_terminal(yk_engine *engine, const uint8_t *number, uint8_t kind, uint32_t account, int64_t time_us,
                         const uint8_t *payload, uint32_t payload_bytes, uint32_t *slot) nogil
     int yk_top_up(yk_engine *engine, uint32_t card, int64_t amount_fen, int64_t time_us, const uint8_t *payload,
@@ -163,15 +200,17 @@ cdef extern from "engine.h":
         uint8_t kind, why
         uint32_t debit, credit, card
         int64_t amount_fen
-        const uint8_t *name
-        uint32_t name_bytes
+        const uint8_t *bytes
+        uint32_t byte_count
     int yk_commit(yk_engine *engine, int64_t time_us, const uint8_t *payload, uint32_t payload_bytes, const yk_step *steps,
                   uint32_t n) nogil
-    int yk_replay(yk_engine *engine, const yk_record *records, uint32_t n, uint32_t *at) nogil
+    int yk_replay(yk_engine *engine, const yk_record *records, uint32_t n, const uint8_t *payloads, size_t payload_bytes,
+                  uint32_t *at) nogil
     int yk_reindex(yk_engine *engine) nogil
     int yk_audit(int64_t *balances, uint32_t accounts, const yk_record *records, uint32_t n, uint32_t *at) nogil
     int64_t yk_imbalance(const yk_engine *engine) nogil
-    int yk_in_ring(const yk_engine *engine, uint64_t sequence, uint64_t margin) nogil
+    int yk_is_at_hand(const yk_engine *engine, uint64_t sequence, uint64_t margin) nogil
+    const yk_rides *yk_rides_of(const yk_engine *engine, uint32_t card) nogil
     uint64_t yk_card_seen_key(uint32_t card, uint16_t atc) nogil
     uint64_t yk_terminal_seen_key(uint32_t terminal, uint32_t sequence) nogil
 
@@ -185,12 +224,14 @@ cdef enum:
 DEADLINE_OVER = YK_DEADLINE_OVER
 NONE = <uint32_t>YK_NONE
 PAGE_BYTES = YK_PAGE_BYTES
+TABLES = ("cards", "accounts", "terminals", "rides")
 
 OUTCOME = np.dtype({
     "names": ["charged_fen", "balance_after_fen", "sequence", "conflicting_sequence", "settlement_date", "result",
-              "duplicate", "invalid_field", "terminal_kind", "key_version", "fraud"],
-    "formats": ["<i8", "<i8", "<u8", "<u8", "<u4", "u1", "u1", "u1", "u1", "u1", "u1"],
-    "offsets": [0, 8, 16, 24, 32, 36, 37, 38, 39, 40, 41],
+              "duplicate", "invalid_field", "terminal_kind", "key_version", "fraud", "fare_rule", "base_fen", "provisional",
+              "fare_fault"],
+    "formats": ["<i8", "<i8", "<u8", "<u8", "<u4", "u1", "u1", "u1", "u1", "u1", "u1", "<u2", "<u4", "u1", "u1"],
+    "offsets": [0, 8, 16, 24, 32, 36, 37, 38, 39, 40, 41, 42, 44, 48, 49],
     "itemsize": sizeof(yk_outcome),
 })
 
@@ -201,6 +242,21 @@ DENIAL = np.dtype({
     "offsets": [0, 8, 12, 16],
     "itemsize": sizeof(yk_denial),
 })
+
+
+NOTE = np.dtype({
+    "names": ["amount_fen", "rule", "count", "pass_number"],
+    "formats": [("<i8", (YK_ADJUSTMENTS_MAX,)), ("<u2", (YK_ADJUSTMENTS_MAX,)), "u1", "u1"],
+    "offsets": [0, 8 * YK_ADJUSTMENTS_MAX, 10 * YK_ADJUSTMENTS_MAX, 10 * YK_ADJUSTMENTS_MAX + 1],
+    "itemsize": sizeof(yk_fare_note),
+})
+CORRECTION = np.dtype([
+    ("terminal", "<u4"), ("terminal_sequence", "<u4"), ("local_date", "<u4"), ("local_time", "<u4"), ("line", "<u4"),
+    ("stop", "<u4"), ("base_fen", "<u4"), ("atc", "<u2"), ("fare_marks", "<u2"), ("fare_rule", "<u2"), ("tap_kind", "u1"),
+    ("fare_flags", "u1"),
+])
+ENTITLEMENT = np.dtype([("rider_until", "<u2"), ("pass_until", "<u2"), ("rider", "u1"), ("pass_number", "u1")])
+SIZES = {"NOTE": sizeof(yk_fare_note), "CORRECTION": sizeof(yk_correction), "ENTITLEMENT": sizeof(yk_entitlement)}
 
 
 class EngineFault(Exception):
@@ -321,15 +377,20 @@ cdef class Engine:
     cdef yk_engine engine
     cdef yk_tap *taps
     cdef yk_outcome *outcomes
+    cdef yk_fare_note *notes   # beside the outcomes
     cdef uint32_t tap_count, tap_capacity
     cdef uint8_t *scratch
     cdef size_t scratch_bytes
     cdef list requests         # kept alive: taps point into them
     cdef list request_counts   # taps of each request, or a negative decode error
     cdef bint photographed     # between `freeze` and `release` or `thaw`
+    cdef tuple tariff          # kept alive: the engine points into it
+    cdef list rule_texts       # likewise
+    cdef yk_rule_id *rule_ids
 
     def __cinit__(self, *, uint32_t cards_max, uint32_t terminals_max, uint32_t ring_records, uint32_t batch_taps_max,
-                  uint32_t stored_grace_s, uint64_t hash_seed, uint64_t taps_expected=0, uint32_t accounts_max=0):
+                  uint32_t stored_grace_s, uint64_t hash_seed, uint64_t taps_expected=0, uint32_t accounts_max=0,
+                  int64_t overdraft_fen=0):
         if ring_records & (ring_records - 1):
             raise ValueError("ring_records: a power of two is wanted")
         cdef yk_engine_config config
@@ -340,15 +401,15 @@ cdef class Engine:
         config.batch_taps_max = batch_taps_max
         config.stored_grace_s = stored_grace_s
         config.hash_seed = hash_seed
+        config.overdraft_fen = overdraft_fen
         _check(yk_engine_init(&self.engine, &config))
         if taps_expected:
             self._expect(taps_expected)
         self.tap_capacity = batch_taps_max
         self.taps = <yk_tap *>malloc(batch_taps_max * sizeof(yk_tap))
         self.outcomes = <yk_outcome *>malloc(batch_taps_max * sizeof(yk_outcome))
-        self.scratch_bytes = <size_t>batch_taps_max * YK_OUTCOME_BYTES_MAX
-        self.scratch = <uint8_t *>malloc(self.scratch_bytes)
-        if not self.taps or not self.outcomes or not self.scratch:
+        self.notes = <yk_fare_note *>malloc(batch_taps_max * sizeof(yk_fare_note))
+        if not self.taps or not self.outcomes or not self.notes:
             raise MemoryError
         self.requests = []
         self.request_counts = []
@@ -357,13 +418,78 @@ cdef class Engine:
         yk_engine_free(&self.engine)
         free(self.taps)
         free(self.outcomes)
+        free(self.notes)
         free(self.scratch)
+        free(self.rule_ids)
 
     def add_key(self, const uint8_t[::1] issuer_id not None, uint8_t version, uint8_t index, const uint8_t[::1] key not None):
         """Set the key above the cards' of one issuer (8 bytes) for a key version and index: the issuer's or, with one level, the master."""
         if issuer_id.shape[0] != 8 or key.shape[0] != 16:
             raise ValueError("issuer_id has 8 bytes, key has 16")
         _check(yk_engine_add_key(&self.engine, &issuer_id[0], version, index, &key[0]))
+
+    # ---- fares ----
+
+    def set_tariff(self, bytes blob not None, rule_numbers, bytes pass_numbers not None):
+        """Price by a compiled tariff from now on. `rule_numbers`: the journal's number of each of its rules (array of uint16);
+        `pass_numbers`: its number of each of the journal's passes (256 bytes, 0: it does not know it)."""
+        numbers = np.ascontiguousarray(rule_numbers, np.uint16)
+        cdef const uint16_t[::1] numbers_view = numbers
+        if yk_tariff_open(&self.engine.tariff, PyBytes_AS_STRING(blob), PyBytes_GET_SIZE(blob)):
+            raise ValueError("these bytes are no compiled tariff of this build")
+        if len(pass_numbers) != 256 or not len(numbers):
+            raise ValueError("256 numbers of passes are wanted, and one of a rule at least")
+        if not self.engine.notes:
+            self.engine.notes = <yk_fare_note *>malloc(self.engine.config.ring_records * sizeof(yk_fare_note))
+            if not self.engine.notes:
+                raise MemoryError
+            self.engine.notes_first = self.engine.next_sequence
+        self.tariff = (blob, numbers, pass_numbers)
+        self.engine.rule_numbers = &numbers_view[0]
+        self.engine.pass_numbers = <const uint8_t *>PyBytes_AS_STRING(pass_numbers)
+        self.engine.has_tariff = 1
+
+    def set_rule_ids(self, list ids not None):
+        """The ids of rules, "tariff/version/kind/name", by number of the journal; 0 is none."""
+        cdef list texts = [each.encode("ascii") for each in ids]
+        cdef uint32_t i
+        cdef yk_rule_id *made = <yk_rule_id *>malloc((len(texts) + 1) * sizeof(yk_rule_id))
+        if not made:
+            raise MemoryError
+        for i in range(len(texts)):
+            made[i].id = PyBytes_AS_STRING(texts[i])
+            made[i].bytes = len(texts[i])
+            made[i].tariff_bytes = len(b"/".join((<bytes>texts[i]).split(b"/")[:2]))
+        free(self.rule_ids)
+        self.rule_ids, self.rule_texts = made, texts
+        self.engine.rule_ids, self.engine.rule_id_count = made, len(texts)
+
+    def set_operator_numbers(self, dict numbers not None, uint32_t start=0):
+        """The tariff's number of each operator, by the operator's account, for terminals from slot `start` on; 0 for those that
+        are not there."""
+        cdef uint32_t slot
+        cdef yk_terminal *terminal
+        for slot in range(start, self.engine.terminals.count):
+            terminal = <yk_terminal *>yk_table_read(&self.engine.terminals, slot)
+            number = numbers.get(terminal.account, 0)
+            if terminal.operator_number != number:
+                (<yk_terminal *>yk_table_write(&self.engine.terminals, slot)).operator_number = number
+
+    def rides(self, uint32_t card):
+        """What a card remembers of its rides: bytes of yk_rides (ext.fares.RIDES)."""
+        if card >= self.engine.cards.count:
+            raise IndexError(f"there is no card in slot {card}")
+        return (<const char *>yk_rides_of(&self.engine, card))[:sizeof(yk_rides)]
+
+    def take_late(self):
+        """Taps that came late since the last call: (card, local time in seconds by the wall clock, ATC) each."""
+        if not self.engine.late_count:
+            return []
+        cdef uint32_t i
+        late = [(self.engine.late[i].card, self.engine.late[i].local_s, self.engine.late[i].atc)
+                for i in range(self.engine.late_count)]
+        self.engine.late_count = 0
+        return late
 
     # ---- the deny list ----
 
@@ -515,14 +641,16 @@ cdef class Engine:
                 if calls.counts[i] > 0:
                     taps += calls.counts[i]
             free(calls.responses)
-            calls.responses = <uint8_t *>malloc(<size_t>taps * YK_OUTCOME_BYTES_MAX + 1)
+            calls.responses = <uint8_t *>malloc(
+                yk_response_room(&self.engine, self.outcomes + at, self.notes + at, taps) + 1)
             if not calls.responses:
                 raise MemoryError
             with nogil:
                 end = 0
                 for i in range(calls.n):
                     if calls.counts[i] > 0:
-                        end += yk_respond(self.outcomes + at, calls.counts[i], calls.responses + end)
+                        end += yk_respond(&self.engine, self.outcomes + at, self.notes + at, calls.counts[i],
+                                          calls.responses + end)
                         at += calls.counts[i]
                     calls.response_ends[i] = end
         self.requests = []
@@ -556,13 +684,13 @@ cdef class Engine:
             self.taps[<uint32_t>i].terminal_prior = sequence
 
     def priors_wanted(self):
-        """Sequences of earlier records that `run` will look at and that are no longer in the ring: sorted, without repeats."""
+        """Sequences of earlier records that `run` will look at and that are no longer at hand: sorted, without repeats."""
         cdef uint32_t i
         wanted = set()
         for i in range(self.tap_count):
-            if self.taps[i].card_prior and not yk_in_ring(&self.engine, self.taps[i].card_prior, self.tap_count):
+            if self.taps[i].card_prior and not yk_is_at_hand(&self.engine, self.taps[i].card_prior, self.tap_count):
                 wanted.add(self.taps[i].card_prior)
-            if self.taps[i].terminal_prior and not yk_in_ring(&self.engine, self.taps[i].terminal_prior, self.tap_count):
+            if self.taps[i].terminal_prior and not yk_is_at_hand(&self.engine, self.taps[i].terminal_prior, self.tap_count):
                 wanted.add(self.taps[i].terminal_prior)
         return sorted(wanted)
 
@@ -573,17 +701,21 @@ cdef class Engine:
             with nogil:
                 yk_verify(&self.engine, self.taps, self.tap_count)
 
-    def run(self, int64_t time_us, bytes priors=b""):
-        """Decide and post every tap. `priors`: the records that `priors_wanted` names, in that order. Returns the outcomes as an
-        array of OUTCOME that is good until the next `decode`."""
+    def run(self, int64_t time_us, bytes priors=b"", bytes notes=b""):
+        """Decide and post every tap. `priors`: the records that `priors_wanted` names, in that order, and `notes` a NOTE for each.
+        Returns the outcomes as an array of OUTCOME that is good until the next `decode`."""
         cdef int error
-        cdef const yk_record *prior_records = <const yk_record *>PyBytes_AS_STRING(priors)
-        cdef uint32_t prior_count = <uint32_t>(PyBytes_GET_SIZE(priors) // RECORD_BYTES)
+        cdef yk_priors earlier
+        earlier.records = <const yk_record *>PyBytes_AS_STRING(priors)
+        earlier.notes = <const yk_fare_note *>PyBytes_AS_STRING(notes)
+        earlier.count = <uint32_t>(PyBytes_GET_SIZE(priors) // RECORD_BYTES)
+        if PyBytes_GET_SIZE(notes) != <Py_ssize_t>(earlier.count * sizeof(yk_fare_note)):
+            raise ValueError("notes: one is wanted for each of the priors")
         if self.tap_count < NOGIL_TAPS:
-            error = yk_run(&self.engine, self.taps, self.tap_count, prior_records, prior_count, time_us, self.outcomes)
+            error = yk_run(&self.engine, self.taps, self.tap_count, &earlier, time_us, self.outcomes, self.notes)
         else:
             with nogil:
-                error = yk_run(&self.engine, self.taps, self.tap_count, prior_records, prior_count, time_us, self.outcomes)
+                error = yk_run(&self.engine, self.taps, self.tap_count, &earlier, time_us, self.outcomes, self.notes)
         _check(error)
         if self.tap_count == 0:
             return np.empty(0, OUTCOME)
@@ -599,15 +731,26 @@ cdef class Engine:
                 responses.append(None)
                 continue
             count = counted
-            if count < 64:
-                n = yk_respond(self.outcomes + at, count, self.scratch)
+            self._reserve_scratch(yk_response_room(&self.engine, self.outcomes + at, self.notes + at, count))
+            if count < NOGIL_TAPS:
+                n = yk_respond(&self.engine, self.outcomes + at, self.notes + at, count, self.scratch)
             else:
                 with nogil:
-                    n = yk_respond(self.outcomes + at, count, self.scratch)
+                    n = yk_respond(&self.engine, self.outcomes + at, self.notes + at, count, self.scratch)
             responses.append(PyBytes_FromStringAndSize(<const char *>self.scratch, n))
             at += count
         self.requests = []
         return responses
+
+    cdef int _reserve_scratch(self, size_t room) except -1:
+        if room > self.scratch_bytes:
+            free(self.scratch)
+            self.scratch_bytes = 0
+            self.scratch = <uint8_t *>malloc(room * 2)
+            if not self.scratch:
+                raise MemoryError
+            self.scratch_bytes = room * 2
+        return 0
 
     def take_group(self):
         """The records since the last take: (first sequence, count, records, payloads), and forget them. Raises EngineFault when
@@ -648,6 +791,9 @@ cdef class Engine:
             "account": card.account,
             "expires": card.expires,
             "rider": card.rider,
+            "rider_until": card.rider_until,
+            "pass_number": card.pass_number,
+            "pass_until": card.pass_until,
             "atc_next": card.atc_next,
             "denied_since_s": card.denied_since_s,
             "deny_reasons": card.deny_reasons,
@@ -717,14 +863,18 @@ cdef class Engine:
         _check(yk_add_operator(&self.engine, time_us, <const uint8_t *>PyBytes_AS_STRING(payload), len(payload), &account))
         return account
 
-    def add_card(self, str card_number, bytes issuer_id, uint8_t rider, uint32_t expires, int64_t time_us, bytes payload):
-        """Register a card that is not there yet; returns its slot."""
+    def add_card(self, str card_number, bytes issuer_id, uint8_t rider, uint32_t expires, int64_t time_us, bytes payload,
+                 uint16_t rider_until=0, uint8_t pass_number=0, uint16_t pass_until=0):
+        """Register a card that is not there yet; returns its slot. `…_until` are days since 1970-01-01, 0: no end."""
         cdef yk_card_number number
+        cdef yk_entitlement entitlement
         cdef uint32_t slot = 0
+        entitlement.rider, entitlement.rider_until = rider, rider_until
+        entitlement.pass_number, entitlement.pass_until = pass_number, pass_until
         _card_number(card_number, &number)
         if len(issuer_id) != 8:
             raise ValueError("issuer_id: 8 bytes are wanted")
-        _check(yk_add_card(&self.engine, &number, <const uint8_t *>PyBytes_AS_STRING(issuer_id), rider, expires, time_us,
+        _check(yk_add_card(&self.engine, &number, <const uint8_t *>PyBytes_AS_STRING(issuer_id), &entitlement, expires, time_us,
                            <const uint8_t *>PyBytes_AS_STRING(payload), len(payload), &slot))
         return slot
 
@@ -746,22 +896,22 @@ cdef class Engine:
         return self.engine.next_sequence - 1, self.balance_fen(account)
 
     def commit(self, int64_t time_us, bytes payload not None, list steps not None):
-        """Write an event (its message) and its steps, or nothing. A step is (kind, why, debit, credit, card, amount_fen, name as
-        bytes), as yk_step in engine.h has it. EngineFull when there is no room; ValueError for a step that makes no sense."""
+        """Write an event (its message) and its steps, or nothing. A step is (kind, why, debit, credit, card, amount_fen, bytes), as
+        yk_step in engine.h has it. EngineFull when there is no room; ValueError for a step that makes no sense."""
         cdef uint32_t n = len(steps), i
         cdef yk_step *written = <yk_step *>malloc((n + 1) * sizeof(yk_step))
-        cdef bytes name
+        cdef bytes more
         cdef int error
         if not written:
             raise MemoryError
         try:
             for i in range(n):
-                kind, why, debit, credit, card, amount_fen, name = steps[i]
+                kind, why, debit, credit, card, amount_fen, more = steps[i]
                 written[i].kind, written[i].why = kind, why
                 written[i].debit, written[i].credit, written[i].card = debit, credit, card
                 written[i].amount_fen = amount_fen
-                written[i].name = <const uint8_t *>PyBytes_AS_STRING(name)
-                written[i].name_bytes = len(name)
+                written[i].bytes = <const uint8_t *>PyBytes_AS_STRING(more)
+                written[i].byte_count = len(more)
             error = yk_commit(&self.engine, time_us, <const uint8_t *>PyBytes_AS_STRING(payload), len(payload), written, n)
         finally:
             free(written)
@@ -807,7 +957,7 @@ cdef class Engine:
         tables = 0
         cdef uint32_t page
         cdef yk_table *table
-        for name in ("cards", "accounts", "terminals"):
+        for name in TABLES:
             table = self._table(name)
             for page in range(table.pages_max):
                 if table.pages[page]:
@@ -823,7 +973,8 @@ cdef class Engine:
             "seen": seen,
             "buffers": (self.engine.config.ring_records + self.engine.group_capacity) * RECORD_BYTES
             + self.engine.payload_capacity + self.scratch_bytes
-            + self.tap_capacity * (sizeof(yk_tap) + sizeof(yk_outcome)),
+            + (self.engine.config.ring_records * sizeof(yk_fare_note) if self.engine.notes else 0)
+            + self.tap_capacity * (sizeof(yk_tap) + sizeof(yk_outcome) + sizeof(yk_fare_note)),
         }
 
     # ---- checkpoint ----
@@ -835,6 +986,8 @@ cdef class Engine:
             return &self.engine.accounts
         if name == "terminals":
             return &self.engine.terminals
+        if name == "rides":
+            return &self.engine.rides
         raise KeyError(name)
 
     cdef _expect(self, uint64_t taps):
@@ -850,7 +1003,7 @@ cdef class Engine:
         if self.photographed:
             raise RuntimeError("a photograph is already being taken")
         pages = {}
-        for name in ("cards", "accounts", "terminals"):
+        for name in TABLES:
             count = yk_table_freeze(self._table(name))
             if count < 0:
                 raise MemoryError
@@ -888,7 +1041,7 @@ cdef class Engine:
 
     def thaw(self):
         """The photograph came to nothing: all of it counts as changed again."""
-        for name in ("cards", "accounts", "terminals"):
+        for name in TABLES:
             yk_table_thaw(self._table(name))
         seed = self.engine.config.hash_seed
         _check(_merge(&self.engine.card_seen, &self.engine.card_seen_frozen, seed))
@@ -917,19 +1070,23 @@ cdef class Engine:
                 if not table.pages[page]:
                     raise EngineFault(f"page {page} of {name} is missing")
             table.count = count
+        self.engine.rides.count = self.engine.cards.count  # of these there are only the pages of cards that rode
         self.engine.next_sequence = self.engine.ring_first = sequence + 1
         yk_recount_denied(&self.engine)
         _check(yk_reindex(&self.engine))
 
-    def replay(self, const uint8_t[::1] records not None):
-        """Apply records of taps and top-ups from the journal. EngineFault names the first that does not follow."""
+    def replay(self, const uint8_t[::1] records not None, const uint8_t[::1] payloads=b""):
+        """Apply records of all kinds but registrations from the journal; `payloads` are those of their journal value. EngineFault
+        names the first that does not follow."""
         cdef uint32_t n = <uint32_t>(records.shape[0] // RECORD_BYTES), at = 0
+        cdef size_t payload_bytes = payloads.shape[0]
+        cdef const uint8_t *payload = &payloads[0] if payload_bytes else NULL
         cdef int error
         cdef yk_record record
         if n == 0:
             return
         with nogil:
-            error = yk_replay(&self.engine, <const yk_record *>&records[0], n, &at)
+            error = yk_replay(&self.engine, <const yk_record *>&records[0], n, payload, payload_bytes, &at)
         if error == YK_CORRUPT:
             memcpy(&record, &records[at * RECORD_BYTES], RECORD_BYTES)
             raise EngineFault(f"record {record.sequence} does not follow from the ones before it")

@@ -31,7 +31,7 @@ RIDE = np.dtype([
 RIDES = np.dtype([
     ("entry_s", "<u4"), ("entry_line", "<u4"), ("entry_place", "<u4"), ("last_start_s", "<u4"), ("last_end_s", "<u4"),
     ("last_line", "<u4"), ("spent_fen", "<u4", (YK_CAP_SLOTS,)), ("day", "<u2"), ("month_rides", "<u2"), ("last_network", "u1"),
-    ("chain", "u1"), ("reserved", "u1", (6,)),
+    ("chain", "u1"), ("newest_atc", "<u2"), ("newest_s", "<u4"),
 ])
 FARE = np.dtype([
     ("base_fen", "<i8"), ("charged_fen", "<i8"),

@@ -90,6 +90,7 @@ static void copy_tap(const yk_tap *tap, yk_record *record) {
     record->city = tap->city;
     record->industry = tap->industry;
     record->direction = tap->direction;
+    record->fare_flags = 0;
     record->flags = (uint8_t)((tap->stored ? YK_FLAG_STORED : 0) | (tap->test ? YK_FLAG_TEST : 0) | (tap->grey ? YK_FLAG_GREY : 0));
 }
 
@@ -105,18 +106,101 @@ static void use_up(yk_engine *engine, const yk_tap *tap, yk_card *card, uint64_t
     if (tap->terminal_sequence >= terminal->sequence_next) terminal->sequence_next = tap->terminal_sequence + 1ull;
 }
 
-static void answer_again(const yk_tap *tap, const yk_record *prior, yk_outcome *outcome) {
-    yk_outcome_of_record(prior, outcome);
+static void answer_again(const yk_tap *tap, const yk_decision *decision, yk_outcome *outcome, yk_fare_note *note) {
+    yk_outcome_of_record(decision->prior, outcome);
     outcome->duplicate = 1;
     outcome->key_version = tap->key_version;
+    if (!outcome->fare_rule) return;
+    if (decision->prior->payload_place && decision->prior_note) *note = *decision->prior_note;
+    else memset(note, 0, sizeof *note);
+}
+
+/* ---- fares ---- */
+
+void yk_rides_booked(yk_engine *engine, const yk_record *record, uint32_t local_s) {
+    yk_rides *rides = yk_table_write(&engine->rides, record->card);
+    yk_ride_done done = {
+        .local_s = local_s, .line = record->line, .stop = record->stop, .marks = record->fare_marks, .kind = record->tap_kind,
+        .charged_fen = record->amount_fen,
+    };
+    yk_rides_after(rides, &done);
+    rides->newest_s = local_s;
+    rides->newest_atc = record->atc;
+}
+
+static uint8_t *put_varint(uint8_t *out, uint64_t value) {
+    for (; value >= 0x80; value >>= 7) *out++ = (uint8_t)(value | 0x80);
+    *out++ = (uint8_t)value;
+    return out;
+}
+
+/* A packed field shorter than 128 bytes. */
+static uint8_t *put_packed(uint8_t *out, unsigned field, const uint64_t *values, unsigned n) {
+    if (!n) return out;
+    *out++ = (uint8_t)(field << 3 | 2);
+    uint8_t *start = ++out;
+    for (unsigned i = 0; i < n; i++) out = put_varint(out, values[i]);
+    start[-1] = (uint8_t)(out - start);
+    return out;
+}
+
+/* PricedTap of journal.proto: what explains the fare, and the tap as it came where a record cannot hold it. */
+static void add_priced_payload(yk_engine *engine, const yk_fare_note *note, const yk_tap *tap, yk_record *record) {
+    uint8_t bytes[256], *out = bytes;
+    uint64_t rules[YK_ADJUSTMENTS_MAX], amounts[YK_ADJUSTMENTS_MAX];
+    for (unsigned i = 0; i < note->count; i++) {
+        rules[i] = note->rule[i];
+        amounts[i] = (uint64_t)note->amount_fen[i] << 1 ^ (uint64_t)(note->amount_fen[i] >> 63);
+    }
+    out = put_packed(out, 1, rules, note->count);
+    out = put_packed(out, 2, amounts, note->count);
+    if (note->pass_number) {
+        *out++ = 3 << 3;
+        out = put_varint(out, note->pass_number);
+    }
+    if (tap->keep_message) {
+        *out++ = 4 << 3 | 2;
+        out = put_varint(out, tap->message_bytes);
+    }
+    uint32_t head = (uint32_t)(out - bytes), message_bytes = tap->keep_message ? tap->message_bytes : 0;
+    if (!head) return;
+    record->payload_place = engine->payload_bytes + 1;
+    out = put_varint(engine->payload + engine->payload_bytes, head + message_bytes);
+    memcpy(out, bytes, head);
+    memcpy(out + head, tap->message, message_bytes);
+    engine->payload_bytes = (uint32_t)(out + head + message_bytes - engine->payload);
+}
+
+/* The fare into the record and its note, and the ride into the card's memory or, where it came late, among those to do again. */
+static void book_fare(yk_engine *engine, const yk_tap *tap, const yk_card *card, const yk_decision *decision, yk_record *record,
+                      yk_fare_note *note) {
+    const yk_fare *fare = &decision->fare;
+    const yk_ride *ride = &decision->ride;
+    record->flags |= YK_FLAG_PRICED;
+    record->base_fen = (uint32_t)fare->base_fen;
+    record->fare_marks = fare->marks;
+    record->fare_rule = engine->rule_numbers[fare->base_rule];
+    record->fare_flags = (uint8_t)((ride->stated ? YK_FARE_STATED : 0) | (decision->late ? YK_FARE_PROVISIONAL : 0) |
+                                   ride->rider << YK_FARE_RIDER_SHIFT);
+    memset(note, 0, sizeof *note);
+    note->count = fare->adjustment_count;
+    for (unsigned i = 0; i < fare->adjustment_count; i++) {
+        note->rule[i] = engine->rule_numbers[fare->adjustments[i].rule];
+        note->amount_fen[i] = fare->adjustments[i].amount_fen;
+    }
+    note->pass_number = ride->pass ? card->pass_number : 0;
+    engine->notes[record->sequence & (engine->config.ring_records - 1)] = *note;
+    add_priced_payload(engine, note, tap, record);
+    if (decision->late) engine->late[engine->late_count++] = (yk_late_tap){tap->card, ride->local_s, tap->atc};
+    else if (yk_is_ride(tap->kind)) yk_rides_booked(engine, record, ride->local_s);
 }
 
 void yk_post(yk_engine *engine, const yk_tap *tap, const yk_decision *decision, int64_t time_us, uint32_t settlement_date,
-             yk_outcome *outcome) {
+             yk_outcome *outcome, yk_fare_note *note) {
     memset(outcome, 0, sizeof *outcome);
     const yk_terminal *terminal = tap->terminal == YK_NONE ? NULL : yk_table_read(&engine->terminals, tap->terminal);
     if (decision->duplicate) {
-        answer_again(tap, decision->prior, outcome);
+        answer_again(tap, decision, outcome, note);
         outcome->terminal_kind = terminal->kind;
         return;
     }
@@ -141,6 +225,8 @@ void yk_post(yk_engine *engine, const yk_tap *tap, const yk_decision *decision, 
         if (decision->counts) use_up(engine, tap, card, record->sequence);
         if (decision->result == YK_ACCEPTED || decision->result == YK_DEBT_BOOKED) {
             yk_move(engine, card->account, terminal->account, decision->charge_fen, record);
+            if (decision->priced) book_fare(engine, tap, card, decision, record, note);
+            outcome->fare_fault = decision->fare_fault;
         } else if (decision->counts) {
             /* Nothing moved, but a card that has proved itself is told its balance. */
             const yk_account *purse = yk_table_read(&engine->accounts, card->account);
@@ -149,7 +235,8 @@ void yk_post(yk_engine *engine, const yk_tap *tap, const yk_decision *decision, 
         yk_deny(engine, card, card->deny_reasons | (decision->result == YK_DEBT_BOOKED ? YK_DENY_DEBT : 0), record);
     }
     /* What a record cannot hold stays whole: a card or terminal that has no slot, another issuer, and transfer data. */
-    if (tap->card == YK_NONE || tap->terminal == YK_NONE || other_issuer || tap->keep_message)
+    if (!(record->flags & YK_FLAG_PRICED) &&
+        (tap->card == YK_NONE || tap->terminal == YK_NONE || other_issuer || tap->keep_message))
         yk_add_payload(engine, record, tap->message, tap->message_bytes);
     if (decision->prior) record->conflicting_sequence = decision->prior->sequence;
     yk_end_record(engine, record);
@@ -159,5 +246,6 @@ void yk_post(yk_engine *engine, const yk_tap *tap, const yk_decision *decision, 
     outcome->sequence = record->sequence;
     outcome->settlement_date = settlement_date;
     outcome->fraud = decision->fraud;
+    yk_fare_of_record(record, outcome);
     if (decision->prior) outcome->conflicting_sequence = decision->prior->sequence;
 }

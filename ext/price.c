@@ -331,13 +331,34 @@ static void apply_caps(const yk_tariff *tariff, const yk_tariff_version *version
     adjust(fare, rule, least_fen - fare->charged_fen);
 }
 
+static int is_old(const yk_rides *rides, uint32_t local_s) {
+    return (rides->entry_place && local_s > (uint64_t)rides->entry_s + YK_RIDES_KEPT_S) ||
+           (rides->last_network && local_s > (uint64_t)rides->last_end_s + YK_RIDES_KEPT_S);
+}
+
+static void forget(yk_rides *rides, uint32_t local_s) {
+    if (rides->entry_place && local_s > (uint64_t)rides->entry_s + YK_RIDES_KEPT_S)
+        rides->entry_s = rides->entry_line = rides->entry_place = 0;
+    if (rides->last_network && local_s > (uint64_t)rides->last_end_s + YK_RIDES_KEPT_S) {
+        rides->last_start_s = rides->last_end_s = rides->last_line = 0;
+        rides->last_network = rides->chain = 0;
+    }
+}
+
 int yk_price(const yk_tariff *tariff, const yk_rides *rides, const yk_ride *ride, yk_fare *fare) {
     memset(fare, 0, sizeof *fare);
+    yk_rides young;
+    if (is_old(rides, ride->local_s)) {
+        young = *rides;
+        forget(&young, ride->local_s);
+        rides = &young;
+    }
     const yk_tariff_version *version = version_of(tariff, ride->local_s / DAY_S);
     if (!version) return not_priced(fare, YK_FARE_NO_TARIFF);
     const yk_leg_rule *leg = leg_of(tariff, version, ride);
     if (!leg) return not_priced(fare, YK_FARE_NO_RULE);
     fare->outcome = YK_FARE_PRICED;
+    fare->base_rule = (uint16_t)leg->rule;
     if (ride->kind != YK_RIDE_ENTRY && ride->kind != YK_RIDE_EXIT && ride->kind != YK_RIDE_SINGLE) return YK_FARE_PRICED;
 
     uint32_t network = leg->network;
@@ -352,8 +373,6 @@ int yk_price(const yk_tariff *tariff, const yk_rides *rides, const yk_ride *ride
         int none = set_base(tariff, version, rides, ride, leg, product, matched, fare);
         if (none) return not_priced(fare, (uint8_t)none);
         reduce(tariff, version, rides, ride, product, network, start_s, fare);
-    } else {
-        fare->base_rule = (uint16_t)leg->rule;
     }
     if (open && !matched && ride->kind != YK_RIDE_SINGLE) charge_missing_exit(tariff, version, rides, ride, fare);
     apply_caps(tariff, version, rides, ride, network, fare);
@@ -389,6 +408,7 @@ void yk_rides_after(yk_rides *rides, const yk_ride_done *done) {
     count(rides, done);
     uint32_t newest_s = rides->entry_place && rides->entry_s > rides->last_end_s ? rides->entry_s : rides->last_end_s;
     if (done->local_s < newest_s) return;
+    forget(rides, done->local_s);
     if (done->kind == YK_RIDE_ENTRY) {
         rides->entry_s = done->local_s;
         rides->entry_line = done->line;

@@ -9,7 +9,8 @@
  * memory before it, and on nothing else; so from one known yk_rides, the taps that followed it, sorted (by local time, then by the
  * card's counter), give the same fares and the same yk_rides at the end, whatever the order was in which they arrived.
  * Taps that are not sorted stay safe: one that is earlier than what the memory holds already adds to the sums of the periods
- * that are still remembered, and changes neither the open entry nor the last ride. */
+ * that are still remembered, and changes neither the open entry nor the last ride.
+ * What lies further back than YK_RIDES_KEPT_S is forgotten, so that a memory can be made again from the taps since then. */
 #ifndef YK_PRICE_H
 #define YK_PRICE_H
 
@@ -17,6 +18,7 @@
 #include <stdint.h>
 
 enum { YK_NETWORKS_MAX = 31, YK_RIDERS_MAX = 8, YK_CAP_SLOTS = 7, YK_ADJUSTMENTS_MAX = 6 };
+enum { YK_RIDES_KEPT_S = 35 * 86400 }; /* an open entry, the last ride: longer than a calendar month, whose sums it outlives */
 
 /* Kinds of tap (TapKind) and the rider category that has no concession of its own (Rider). */
 enum { YK_RIDE_ENTRY = 1, YK_RIDE_EXIT = 2, YK_RIDE_SINGLE = 3, YK_RIDE_CHECK = 4, YK_RIDER_ORDINARY = 1 };
@@ -51,7 +53,8 @@ typedef struct {
     uint16_t month_rides;   /* with a limited concession, in the month that holds `day` */
     uint8_t last_network;   /* 1 + its number; 0: no ride yet */
     uint8_t chain;          /* transfers in a row that the last ride ended */
-    uint8_t reserved[6];
+    uint16_t newest_atc;    /* the newest tap that was priced against this memory: its card counter and, */
+    uint32_t newest_s;      /* its local time; kept by whoever books the taps, to tell that one comes late */
 } yk_rides;
 
 _Static_assert(sizeof(yk_rides) == 64, "one cache line a card");

@@ -14,6 +14,7 @@ int yk_engine_init(yk_engine *engine, const yk_engine_config *config) {
     if (!engine->ring || !engine->denials || yk_table_init(&engine->cards, sizeof(yk_card), config->cards_max) != 0 ||
         yk_table_init(&engine->accounts, sizeof(yk_account), config->accounts_max) != 0 ||
         yk_table_init(&engine->terminals, sizeof(yk_terminal), config->terminals_max) != 0 ||
+        yk_table_init(&engine->rides, sizeof(yk_rides), config->cards_max) != 0 ||
         yk_slots_init(&engine->card_index, INDEX_CAPACITY_MIN) != 0 ||
         yk_slots_init(&engine->terminal_index, INDEX_CAPACITY_MIN) != 0)
         return YK_NO_MEMORY;
@@ -24,6 +25,9 @@ void yk_engine_free(yk_engine *engine) {
     yk_table_free(&engine->cards);
     yk_table_free(&engine->accounts);
     yk_table_free(&engine->terminals);
+    yk_table_free(&engine->rides);
+    free(engine->notes);
+    free(engine->late);
     free(engine->card_index.entries);
     free(engine->terminal_index.entries);
     yk_seen_free(&engine->card_seen);
@@ -124,8 +128,17 @@ int yk_add_operator(yk_engine *engine, int64_t time_us, const uint8_t *payload, 
     return YK_OK;
 }
 
-int yk_add_card(yk_engine *engine, const yk_card_number *number, const uint8_t issuer_id[8], uint8_t rider, uint32_t expires,
-                int64_t time_us, const uint8_t *payload, uint32_t payload_bytes, uint32_t *slot) {
+void yk_entitle(yk_card *card, const yk_entitlement *entitlement, yk_record *record) {
+    card->rider = record->rider = entitlement->rider;
+    card->pass_number = record->pass_number = entitlement->pass_number;
+    card->rider_until = entitlement->rider_until;
+    card->pass_until = entitlement->pass_until;
+    record->rider_until = entitlement->rider_until;
+    record->pass_until = entitlement->pass_until;
+}
+
+int yk_add_card(yk_engine *engine, const yk_card_number *number, const uint8_t issuer_id[8], const yk_entitlement *entitlement,
+                uint32_t expires, int64_t time_us, const uint8_t *payload, uint32_t payload_bytes, uint32_t *slot) {
     int error = yk_reserve(engine, 1, (uint64_t)payload_bytes + 5);
     if (error) return error;
     if (!has_room(&engine->cards, engine->config.cards_max) || !has_room(&engine->accounts, engine->config.accounts_max))
@@ -144,12 +157,11 @@ int yk_add_card(yk_engine *engine, const yk_card_number *number, const uint8_t i
     memcpy(card->issuer_id, issuer_id, sizeof card->issuer_id);
     card->account = account;
     card->expires = expires;
-    card->rider = rider;
     yk_slots_place(&engine->card_index, yk_card_hash(engine, number), *slot);
     yk_record *record = yk_begin_record(engine, YK_RECORD_CARD, YK_ACCEPTED, time_us);
     record->card = *slot;
     record->debit_account = account;
-    record->rider = rider;
+    yk_entitle(card, entitlement, record);
     card->last_sequence = record->sequence;
     yk_add_payload(engine, record, payload, payload_bytes);
     yk_end_record(engine, record);

@@ -13,7 +13,7 @@ static yk_record record_at(const yk_record *records, uint32_t i) {
 }
 
 static int is_registration(const yk_record *record) {
-    return record->kind < YK_RECORD_TAP || record->kind > YK_RECORD_DENY_LIST || record->kind == YK_RECORD_CARD ||
+    return record->kind < YK_RECORD_TAP || record->kind > YK_RECORD_RIDES || record->kind == YK_RECORD_CARD ||
            record->kind == YK_RECORD_TERMINAL || record->kind == YK_RECORD_OPERATOR;
 }
 
@@ -22,8 +22,40 @@ static int moves(const yk_record *record) {
     return record->credit_account != YK_NONE || record->debit_account != YK_NONE;
 }
 
+/* The payload of `want` bytes at a record's place; NULL where there is none of that length. */
+static const uint8_t *payload_of(const yk_record *record, const uint8_t *payloads, size_t n, size_t want) {
+    size_t at = record->payload_place, length = 0;
+    if (!at) return NULL;
+    at--;
+    for (unsigned shift = 0; at < n && shift < 35; shift += 7) {
+        uint8_t byte = payloads[at++];
+        length |= (size_t)(byte & 0x7f) << shift;
+        if (byte < 0x80) return length == want && n - at >= want ? payloads + at : NULL;
+    }
+    return NULL;
+}
+
+/* What a card remembers of its rides, as it stands in the record. */
+static int replay_rides(yk_engine *engine, const yk_record *record, const uint8_t *payloads, size_t payload_bytes) {
+    const uint8_t *bytes = payload_of(record, payloads, payload_bytes, sizeof(yk_rides));
+    if (!bytes || record->card >= engine->cards.count) return YK_CORRUPT;
+    if (yk_rides_reserve(engine, record->card) != 0) return YK_NO_MEMORY;
+    memcpy(yk_table_write(&engine->rides, record->card), bytes, sizeof(yk_rides));
+    return YK_OK;
+}
+
+/* What a tap that was charged adds to it; what came late adds nothing until its card was priced again. */
+static int replay_fare(yk_engine *engine, const yk_record *record) {
+    if (!yk_is_ride(record->tap_kind) || record->fare_flags & YK_FARE_PROVISIONAL) return YK_OK;
+    if (yk_rides_reserve(engine, record->card) != 0) return YK_NO_MEMORY;
+    int64_t local_s = yk_local_seconds(record->local_date, record->local_time);
+    if (local_s < 0) return YK_CORRUPT;
+    yk_rides_booked(engine, record, (uint32_t)(local_s + YK_UTC8_S));
+    return YK_OK;
+}
+
 /* The effects of one record, checked as far as memory safety and the arithmetic of its own posting go. */
-static int replay_record(yk_engine *engine, yk_record *record) {
+static int replay_record(yk_engine *engine, yk_record *record, const uint8_t *payloads, size_t payload_bytes) {
     uint64_t seed = engine->config.hash_seed;
     if (record->sequence != engine->next_sequence) return YK_CORRUPT;
     int is_tap = record->kind == YK_RECORD_TAP;
@@ -44,11 +76,22 @@ static int replay_record(yk_engine *engine, yk_record *record) {
         *credit += record->amount_fen;
         if (*credit != record->credit_after_fen) return YK_CORRUPT;
     }
-    if (record->card != YK_NONE) {
+    if (record->kind == YK_RECORD_RIDES) {
+        int error = replay_rides(engine, record, payloads, payload_bytes);
+        if (error) return error;
+    } else if (record->card != YK_NONE) {
         if (record->card >= engine->cards.count) return YK_CORRUPT;
         yk_card *card = yk_table_write(&engine->cards, record->card);
         card->last_sequence = record->sequence;
         yk_deny(engine, card, record->deny_reasons ? record->deny_reasons : record->flags & YK_FLAG_DENIED ? YK_DENY_DEBT : 0, record);
+        if (record->kind == YK_RECORD_ENTITLEMENT) {
+            yk_entitlement entitlement = {(uint16_t)record->rider_until, (uint16_t)record->pass_until, record->rider, record->pass_number};
+            yk_entitle(card, &entitlement, record);
+        }
+        if (is_tap && record->flags & YK_FLAG_PRICED) {
+            int error = replay_fare(engine, record);
+            if (error) return error;
+        }
         if (is_tap && record->flags & YK_FLAG_COUNTED) {
             if (record->terminal >= engine->terminals.count) return YK_CORRUPT;
             uint64_t card_key = yk_card_seen_key(record->card, record->atc);
@@ -66,15 +109,16 @@ static int replay_record(yk_engine *engine, yk_record *record) {
     return YK_OK;
 }
 
-int yk_replay(yk_engine *engine, const yk_record *records, uint32_t n, uint32_t *at) {
+int yk_replay(yk_engine *engine, const yk_record *records, uint32_t n, const uint8_t *payloads, size_t payload_bytes, uint32_t *at) {
     uint64_t seed = engine->config.hash_seed;
     if (yk_seen_reserve(&engine->card_seen, n, seed) != 0 || yk_seen_reserve(&engine->terminal_seen, n, seed) != 0)
         return YK_NO_MEMORY;
     for (*at = 0; *at < n; ++*at) {
         yk_record record = record_at(records, *at);
-        int error = replay_record(engine, &record);
+        int error = replay_record(engine, &record, payloads, payload_bytes);
         if (error) return error;
     }
+    engine->notes_first = engine->next_sequence;
     return YK_OK;
 }
 

@@ -20,7 +20,63 @@ static const char *const tap_fields[] = {
     "local_time", "mac", "kind", "line", "stop", "direction", "city", "industry", "rider", "transfer", "test", "grey",
 };
 
-static uint8_t *put_outcome(uint8_t *out, const yk_outcome *outcome) {
+static uint8_t *put_text(uint8_t *out, unsigned field, const char *text, size_t length) {
+    if (!length) return out;
+    *out++ = (uint8_t)(field << 3 | 2);
+    out = put_varint(out, length);
+    memcpy(out, text, length);
+    return out + length;
+}
+
+/* The length of what was written from `start` on goes before it, where one byte was left for it. */
+static uint8_t *close_length(uint8_t *start, uint8_t *out) {
+    size_t length = (size_t)(out - start);
+    uint8_t bytes[10];
+    size_t more = (size_t)(put_varint(bytes, length) - bytes) - 1;
+    if (more) memmove(start + more, start, length);
+    memcpy(start - 1, bytes, more + 1);
+    return out + more;
+}
+
+static const yk_rule_id *rule_id(const yk_engine *engine, uint16_t rule) {
+    static const yk_rule_id none;
+    return rule < engine->rule_id_count ? &engine->rule_ids[rule] : &none;
+}
+
+/* Fare of tap_service.proto. */
+static uint8_t *put_fare(const yk_engine *engine, uint8_t *out, const yk_outcome *outcome, const yk_fare_note *note) {
+    const yk_rule_id *base = rule_id(engine, outcome->fare_rule);
+    *out++ = 9 << 3 | 2;
+    uint8_t *start = ++out;
+    out = put_field(out, 1, outcome->base_fen);
+    out = put_text(out, 2, base->id, base->bytes);
+    for (unsigned i = 0; i < note->count; i++) {
+        const yk_rule_id *rule = rule_id(engine, note->rule[i]);
+        *out++ = 3 << 3 | 2;
+        uint8_t *of_adjustment = ++out;
+        out = put_text(out, 1, rule->id, rule->bytes);
+        out = put_field(out, 2, (uint64_t)note->amount_fen[i]);
+        out = close_length(of_adjustment, out);
+    }
+    out = put_text(out, 4, base->id, base->tariff_bytes);
+    out = put_field(out, 5, outcome->provisional);
+    return close_length(start, out);
+}
+
+/* Without the fare: eight fields, none longer than its tag and the varint or name in it. */
+enum { OUTCOME_BYTES_MAX = 112, FARE_BYTES = 32, ADJUSTMENT_BYTES = 16 };
+
+size_t yk_response_room(const yk_engine *engine, const yk_outcome *outcomes, const yk_fare_note *notes, uint32_t n) {
+    size_t room = (size_t)n * OUTCOME_BYTES_MAX;
+    for (uint32_t i = 0; i < n; i++) {
+        if (!outcomes[i].fare_rule) continue;
+        room += FARE_BYTES + 2 * (size_t)rule_id(engine, outcomes[i].fare_rule)->bytes;
+        for (unsigned j = 0; j < notes[i].count; j++) room += ADJUSTMENT_BYTES + (size_t)rule_id(engine, notes[i].rule[j])->bytes;
+    }
+    return room;
+}
+
+static uint8_t *put_outcome(const yk_engine *engine, uint8_t *out, const yk_outcome *outcome, const yk_fare_note *note) {
     out = put_field(out, 1, outcome->result);
     out = put_field(out, 2, outcome->duplicate);
     out = put_field(out, 3, (uint64_t)outcome->charged_fen);
@@ -35,16 +91,16 @@ static uint8_t *put_outcome(uint8_t *out, const yk_outcome *outcome) {
         memcpy(out, name, length);
         out += length;
     }
-    return put_field(out, 8, outcome->conflicting_sequence);
+    out = put_field(out, 8, outcome->conflicting_sequence);
+    return outcome->fare_rule ? put_fare(engine, out, outcome, note) : out;
 }
 
-size_t yk_respond(const yk_outcome *outcomes, uint32_t n, uint8_t *out) {
+size_t yk_respond(const yk_engine *engine, const yk_outcome *outcomes, const yk_fare_note *notes, uint32_t n, uint8_t *out) {
     uint8_t *start = out;
     for (uint32_t i = 0; i < n; i++) {
         *out++ = 1 << 3 | 2;
-        uint8_t *length = out++; /* an outcome is shorter than 128 bytes: its length takes one */
-        out = put_outcome(out, &outcomes[i]);
-        *length = (uint8_t)(out - length - 1);
+        uint8_t *of_outcome = ++out;
+        out = close_length(of_outcome, put_outcome(engine, out, &outcomes[i], &notes[i]));
     }
     return (size_t)(out - start);
 }
@@ -71,5 +127,6 @@ void yk_outcome_of_record(const yk_record *record, yk_outcome *outcome) {
     outcome->sequence = record->sequence;
     outcome->settlement_date = yk_date_of_day(yk_settlement_day(record));
     outcome->key_version = record->key_version;
+    yk_fare_of_record(record, outcome);
     if (record->result == YK_CONFLICT) outcome->conflicting_sequence = record->conflicting_sequence;
 }

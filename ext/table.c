@@ -44,6 +44,12 @@ static int make_page(yk_table *table, uint32_t page) {
     return 0;
 }
 
+int yk_table_make(yk_table *table, uint32_t slot) {
+    if (!yk_table_has(table, slot) && make_page(table, slot / table->slots_per_page) != 0) return -1;
+    if (slot >= table->count) table->count = slot + 1;
+    return 0;
+}
+
 int yk_table_reserve(yk_table *table, uint32_t more) {
     for (uint32_t slot = 0; slot < more; slot++)
         if (make_page(table, (table->count + slot) / table->slots_per_page) != 0) return -1;

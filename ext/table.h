@@ -30,6 +30,12 @@ typedef struct {
 int yk_table_init(yk_table *table, uint32_t slot_bytes, uint32_t slots_max);
 void yk_table_free(yk_table *table);
 
+/* Memory for one slot wherever it is: a table that is written here and there counts up to the last of these. 0, or -1. */
+int yk_table_make(yk_table *table, uint32_t slot);
+
+/* Whether there is memory for the slot. */
+static inline int yk_table_has(const yk_table *table, uint32_t slot) { return table->pages[slot / table->slots_per_page] != NULL; }
+
 /* Memory for `more` slots, so that appending them cannot fail. 0, or -1. */
 int yk_table_reserve(yk_table *table, uint32_t more);
 

@@ -31,6 +31,7 @@ enum {
     YK_MALFORMED_RIDER = 23,
     YK_MALFORMED_OPERATOR = 24,
     YK_MALFORMED_REQUEST_ID = 25,
+    YK_MALFORMED_PASS = 26,
     YK_CONFLICT = 30,
     YK_UNKNOWN_CARD = 40,
     YK_UNKNOWN_TERMINAL = 41,
@@ -92,7 +93,9 @@ enum {
     YK_RECORD_POSTING = 7,   /* money moved; `transaction_type` says why (PostingKind in core/types.py) */
     YK_RECORD_HOLD = 8,      /* `amount_fen` more (or, negative, less) of the debit account is held; `credit_after_fen`: held after */
     YK_RECORD_EVENT = 9,     /* what was asked, and what it changed beside the ledger: a message */
-    YK_RECORD_DENY_LIST = 10 /* a card came onto the deny list or left it; `deny_reasons`: why it is there now */
+    YK_RECORD_DENY_LIST = 10, /* a card came onto the deny list or left it; `deny_reasons`: why it is there now */
+    YK_RECORD_ENTITLEMENT = 11, /* a card's rider category and pass from now on */
+    YK_RECORD_RIDES = 12     /* a card's memory of its rides from now on: yk_rides as the payload; not in the card's list */
 };
 
 /* Flags of a journal record. */
@@ -104,6 +107,15 @@ enum {
     YK_FLAG_COUNTED = 16,     /* the tap used up its card counter and terminal sequence */
     YK_FLAG_GREY = 32,        /* the terminal did not see the card's answer */
     YK_FLAG_LINKED = 64,      /* stands or falls with the record after it */
+    YK_FLAG_PRICED = 128,     /* the tariff was asked: base_fen and fare_… say what it made of the tap, not the chip's balances */
+};
+
+/* What the price of a tap was found from, beside what its record says anyway: `fare_flags`. */
+enum {
+    YK_FARE_STATED = 1,       /* the terminal stated a transfer */
+    YK_FARE_PROVISIONAL = 2,  /* it came late: priced as if nothing had gone before it, until its card was priced again */
+    YK_FARE_RIDER_SHIFT = 2,  /* three bits: the rider category, good on that day */
+    YK_FARE_RIDER = 0x1c,
 };
 
 /* Why a card is on the deny list: a set. */
@@ -193,11 +205,26 @@ typedef struct {
     uint32_t amount_due_fen;
     uint32_t local_date;
     uint32_t local_time;
-    uint32_t line;
-    uint32_t stop;
+    union {
+        uint32_t line;
+        uint32_t rider_until;  /* CARD, ENTITLEMENT: the category's last day, days since 1970-01-01; 0: no end */
+    };
+    union {
+        uint32_t stop;
+        uint32_t pass_until;   /* likewise, the pass's */
+    };
     uint8_t mac[4];
-    uint32_t chip_before_fen;
-    uint32_t chip_after_fen;
+    union {
+        uint32_t chip_before_fen;
+        uint32_t base_fen;     /* YK_FLAG_PRICED: the base fare */
+    };
+    union {
+        uint32_t chip_after_fen;
+        struct {
+            uint16_t fare_marks; /* YK_MARK_… */
+            uint16_t fare_rule;  /* the base fare's rule; 0: the tariff did not know the stop, what the terminal stated is charged */
+        };
+    };
     uint32_t payload_place;   /* 1 + offset, behind the records, of its length-prefixed message; 0: none */
     uint16_t atc;
     uint8_t kind;
@@ -208,14 +235,17 @@ typedef struct {
     uint8_t flags;
     uint8_t algorithm_id;
     uint8_t key_version;
-    uint8_t key_index;
+    union {
+        uint8_t key_index;
+        uint8_t pass_number;   /* CARD, ENTITLEMENT; 0: none */
+    };
     uint8_t rider;
     uint16_t city;
     uint8_t industry;
     uint8_t direction;
     uint16_t settlement_day;  /* days from 1970-01-01 to its settlement date; 0 in format 1: the UTC+8 day of time_us */
     uint8_t deny_reasons;     /* of the card, after this record; in format 1 the flag YK_FLAG_DENIED stands for YK_DENY_DEBT */
-    uint8_t reserved;
+    uint8_t fare_flags;       /* YK_FLAG_PRICED: YK_FARE_… */
 } yk_record;
 
 _Static_assert(sizeof(yk_record) == 128, "a journal record is 128 bytes");
@@ -233,11 +263,16 @@ typedef struct {
     uint8_t terminal_kind; /* for the metrics; 0 where the terminal is unknown */
     uint8_t key_version;   /* for the metrics */
     uint8_t fraud;
+    uint16_t fare_rule;    /* 0: not priced */
+    uint32_t base_fen;
+    uint8_t provisional;
+    uint8_t fare_fault;    /* for the metrics: YK_FARE_NO_TARIFF and so on, why the tariff did not price it */
     uint8_t reserved[6];
 } yk_outcome;
 
+enum { YK_UTC8_S = 8 * 3600 };
 /* The day of a journal time in UTC+8: days since 1970-01-01. */
-static inline uint32_t yk_local_day(int64_t time_us) { return (uint32_t)((time_us / 1000000 + 8 * 3600) / 86400); }
+static inline uint32_t yk_local_day(int64_t time_us) { return (uint32_t)((time_us / 1000000 + YK_UTC8_S) / 86400); }
 /* Days since 1970-01-01 as a date, YYYYMMDD. */
 uint32_t yk_date_of_day(uint32_t day);
 /* The settlement day of a record. */

@@ -240,6 +240,7 @@ class Harness:
         self.memory = Memory(self.directory, self.journal, self.key_sets, self.settings)
         self.engine = self.memory.engine
         self.memory.restore()
+        self.memory.tariffs.adopt(self.memory, max(self.now_us, self.journal.last_time_us))
 
     # ---- life ----
 
@@ -384,7 +385,7 @@ class Harness:
 
     def get_tap(self, sequence: int) -> tap_service_pb2.GetTapResponse:
         """A durable tap as TapService.GetTap answers it."""
-        response, card_slot, terminal_slot = queries.get_tap(self.journal, sequence)
+        response, card_slot, terminal_slot = queries.get_tap(self.journal, sequence, self.memory.tariffs.rules)
         card, terminal, response.operator_id = commands.card_and_terminal(self.memory, card_slot, terminal_slot)
         if card and not response.tap.card_number:
             response.tap.card_number, response.tap.issuer_id = card["card_number"], card["issuer_id"]

@@ -665,7 +665,7 @@ def test_each_step_wins_over_all_later_ones_together(troubled: Harness) -> None:
 
 def test_steps_stand_in_order_and_are_complete() -> None:
     of_taps = {result for result in Result if result <= Result.INSUFFICIENT_FUNDS} - {
-        Result.MALFORMED_OPERATOR, Result.MALFORMED_REQUEST_ID, Result.ACCEPTED, Result.DEBT_BOOKED,
+        Result.MALFORMED_OPERATOR, Result.MALFORMED_REQUEST_ID, Result.MALFORMED_PASS, Result.ACCEPTED, Result.DEBT_BOOKED,
     }  # fmt: skip
     assert {step.result for step in STEPS} == of_taps
     # Whole groups of codes stand in the order of their numbers; TEST, which is no refusal, comes where money would.
@@ -860,7 +860,7 @@ def _twins() -> tuple[Engine, Engine, bytes]:
 CORRUPTIONS: tuple[tuple[str, int, str, Callable[[Any], Any]], ...] = (
     # what                               record  field               value
     ("a sequence that is not next",          0,  "sequence",         lambda value: value + 1),
-    ("a kind that nobody knows",             0,  "kind",             lambda value: 11),
+    ("a kind that nobody knows",             0,  "kind",             lambda value: 13),
     ("a registration",                       0,  "kind",             lambda value: RecordKind.CARD),
     ("another amount",                       0,  "amount_fen",       lambda value: value + 1),
     ("another balance of the debit side",    1,  "debit_after_fen",  lambda value: value + 1),

@@ -9,7 +9,7 @@ from yikatong.core import commands
 from yikatong.core.types import Result
 
 # A tap cannot be malformed in what only registrations and top-ups have.
-NOT_OF_TAPS = {Result.MALFORMED_OPERATOR, Result.MALFORMED_REQUEST_ID}
+NOT_OF_TAPS = {Result.MALFORMED_OPERATOR, Result.MALFORMED_REQUEST_ID, Result.MALFORMED_PASS}
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -292,7 +292,7 @@ class _Pricing:
         leg = self.leg()
         if leg is None:
             return Fare(Outcome.NO_RULE)
-        fare = Fare(Outcome.PRICED)
+        fare = Fare(Outcome.PRICED, base_rule=self.rule("leg", leg.id))
         if self.ride.kind not in (TapKind.ENTRY, TapKind.EXIT, TapKind.SINGLE):
             return fare
         fare.network = self.number(leg.network)
@@ -305,9 +305,7 @@ class _Pricing:
             and self.ride.local_s - self.rides.entry_s <= network.journey_s_max
         )
         start_s = self.rides.entry_s if fare.matched else self.ride.local_s
-        if self.ride.kind == TapKind.ENTRY:
-            fare.base_rule = self.rule("leg", leg.id)
-        else:
+        if self.ride.kind != TapKind.ENTRY:
             product = self.product(leg, start_s)
             try:
                 fare.base_rule, fare.base_fen = self.base(leg, product, fare.matched)
@@ -320,8 +318,18 @@ class _Pricing:
         return fare
 
 
+def _forget(rides: Rides, local_s: int) -> Rides:
+    """Without an entry or a last ride that lies too far back."""
+    if rides.entry_network and local_s - rides.entry_s > limits.RIDES_KEPT_S:
+        rides = replace(rides, entry_s=0, entry_line=0, entry_stop=0, entry_network=0)
+    if rides.last_network and local_s - rides.last_end_s > limits.RIDES_KEPT_S:
+        rides = replace(rides, last_start_s=0, last_end_s=0, last_line=0, last_network=0, chain=0)
+    return rides
+
+
 def price(tariffs: TariffSet, rides: Rides, ride: Ride) -> Fare:
     """What one tap costs; yk_price."""
+    rides = _forget(rides, ride.local_s)
     at = tariffs.in_force(_date(ride.local_s // 86_400))
     return Fare(Outcome.NO_TARIFF) if at is None else _Pricing(tariffs, at, rides, ride).price()
 
@@ -345,6 +353,7 @@ def rides_after(rides: Rides, ride: Ride, charged_fen: int, marks: int) -> Rides
     rides = replace(rides, spent_fen=tuple(spent), month_rides=month_rides, day=newest)
     if ride.local_s < max(rides.last_end_s, rides.entry_s if rides.entry_network else 0):
         return rides
+    rides = _forget(rides, ride.local_s)
     if ride.kind == TapKind.ENTRY:
         return replace(rides, entry_s=ride.local_s, entry_line=ride.line, entry_stop=ride.stop & STOP_MAX, entry_network=network)
     matched, transfer = bool(marks & 0x4000), bool(marks & 0x2000)
