@@ -39,6 +39,7 @@ GROUP_TAPS_MAX: Final = 16_384  # taps in one group commit: two full requests; a
 GROUP_RECORDS_MAX: Final = GROUP_TAPS_MAX + REQUEST_ITEMS_MAX  # commands come first; taps only where they still fit
 IN_FLIGHT_RECORDS_MAX: Final = 1 << 16  # decided and waiting: they go to disk together when the commit before them returns
 QUEUE_BYTES_MAX: Final = 64 << 20  # requests that wait for the writer, before RESOURCE_EXHAUSTED
+LATE_RECORDS_MAX: Final = GROUP_TAPS_MAX  # records in a group before cards with late taps wait for the next
 RING_RECORDS: Final = 1 << 18  # newest records at hand for repeated taps
 
 # ---- the engine ----

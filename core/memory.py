@@ -19,7 +19,7 @@ from yikatong.core.seen import CARDS, TERMINALS, Segments, add_segment
 from yikatong.core.store import DataDirectory, Reader
 from yikatong.core.tariffs import Tariffs
 from yikatong.core.types import DocumentKind
-from yikatong.ext.engine import PAGE_BYTES, TABLES, Engine, EngineFault
+from yikatong.ext.engine import PAGE_BYTES, TABLES, Engine, EngineFault, local_seconds
 from yikatong.v1 import account_service_pb2, card_service_pb2, journal_pb2, terminal_service_pb2
 
 FORMAT: Final = 3  # 2 had no memory of rides, and is read as it is; 1 is made anew from the journal
@@ -93,6 +93,7 @@ class Memory:
         self.top_ups_frozen: dict[bytes, TopUpDone] = {}
         self.documents = Documents()
         self.tariffs = Tariffs(settings.tariffs)
+        self.late: dict[int, tuple[int, int]] = {}  # cards to price again, each from a tap on: its local time, its counter
         self.checkpoint_sequence = 0
         self._operators_saved = 0
         self._state: Reader | None = None
@@ -213,12 +214,25 @@ class Memory:
             if at < len(array):
                 self._replay_registration(entry, array[at])
             start = at + 1
+        provisional = (array["flags"] & types.Flag.PRICED != 0) & (array["fare_flags"] & types.FareFlag.PROVISIONAL != 0)
+        for at in np.flatnonzero(provisional | (array["kind"] == types.RecordKind.RIDES)).tolist():
+            self._replay_late(array[at])
         for at in np.flatnonzero(array["kind"] == types.RecordKind.TOP_UP).tolist():
             record = array[at]
             request = account_service_pb2.TopUpRequest.FromString(entry.payload(int(record["payload_place"])))
             self.top_ups[request.request_id] = top_up_of(entry, record)
         for at in np.flatnonzero(array["kind"] == types.RecordKind.EVENT).tolist():
             self.apply_event(journal_pb2.Event.FromString(entry.payload(int(array[at]["payload_place"]))))
+
+    def _replay_late(self, record: Any) -> None:
+        """A tap that came late, or the memory of rides of a card that was priced again since."""
+        card = int(record["card"])
+        if record["kind"] == types.RecordKind.RIDES:
+            self.late.pop(card, None)
+            return
+        local_s = local_seconds(int(record["local_date"]), int(record["local_time"])) + 8 * 3_600
+        place = local_s, int(record["atc"])
+        self.late[card] = min(self.late.get(card, place), place)
 
     def _replay_registration(self, entry: Entry, record: Any) -> None:
         payload = entry.payload(int(record["payload_place"]))
@@ -260,7 +274,9 @@ class Memory:
     # ---- checkpoint ----
 
     def photograph(self) -> Photograph:
-        """Freeze what a checkpoint will hold; quick. The writer goes on at once, and later calls `settle_checkpoint`."""
+        """Freeze what a checkpoint will hold; quick. The writer goes on at once, and later calls `settle_checkpoint`. No
+        card may wait for being priced again."""
+        assert not self.late
         frozen = self.engine.freeze()
         self.top_ups_frozen, self.top_ups = self.top_ups, {}
         return Photograph(

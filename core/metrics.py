@@ -37,6 +37,8 @@ from prometheus_client.registry import Collector
 import yikatong.v1
 from yikatong.core import limits
 from yikatong.core.errors import ConfigError
+from yikatong.core.late import Corrections
+from yikatong.core.rules.fares import Outcome
 from yikatong.core.types import Result
 from yikatong.core.writer import Observer, Phase
 from yikatong.v1.terminal_service_pb2 import TerminalKind
@@ -206,6 +208,8 @@ class _Taps(Collector):
         self._by_cell = np.zeros(self._ROWS * len(KINDS), np.int64)
         self._by_verdict = np.zeros(3 * 256, np.int64)
         self._fraud = 0
+        self._by_fault = np.zeros(256, np.int64)
+        self._priced = self._provisional = 0
         self._key_versions = set(key_versions)
 
     def decided(self, outcomes: npt.NDArray[np.void]) -> None:
@@ -215,7 +219,13 @@ class _Taps(Collector):
         by_cell = np.bincount(cell, minlength=len(self._by_cell))
         by_verdict = np.bincount(verdict, minlength=len(self._by_verdict))
         fraud = int(np.count_nonzero(outcomes["fraud"]))
+        by_fault = np.bincount(outcomes["fare_fault"], minlength=256)
+        priced = (outcomes["fare_rule"] != 0) & (outcomes["duplicate"] == 0)
+        provisional = priced & (outcomes["provisional"] != 0)
         with self._lock:
+            self._by_fault += by_fault
+            self._priced += int(np.count_nonzero(priced))
+            self._provisional += int(np.count_nonzero(provisional))
             self._by_cell += by_cell
             self._by_verdict += by_verdict
             self._fraud += fraud
@@ -225,6 +235,7 @@ class _Taps(Collector):
             by_cell = self._by_cell.reshape(self._ROWS, len(KINDS)).tolist()
             _, right, wrong = self._by_verdict.reshape(3, 256).tolist()
             fraud = self._fraud
+            by_fault, priced, provisional = self._by_fault.tolist(), self._priced, self._provisional
 
         taps = CounterMetricFamily(
             "yikatong_taps",
@@ -250,6 +261,23 @@ class _Taps(Collector):
             "Taps whose card counter was seen before with another MAC or terminal: a cloned card or a forgery.",
             value=fraud,
         )
+
+        yield CounterMetricFamily(
+            "yikatong_priced_taps", "Taps that the tariff priced. Duplicates are not among them.", value=priced
+        )
+        yield CounterMetricFamily(
+            "yikatong_late_taps",
+            "Taps that came after later ones of their card, and were priced by themselves until the card was priced again.",
+            value=provisional,
+        )
+        faults = CounterMetricFamily(
+            "yikatong_fare_faults",
+            "Taps of profile 2 that the tariff did not price, and that were charged what the terminal stated.",
+            labels=("reason",),
+        )
+        for outcome in (Outcome.NO_TARIFF, Outcome.NO_RULE, Outcome.UNKNOWN_STOP):
+            faults.add_metric((outcome.name.lower(),), by_fault[outcome])
+        yield faults
 
         checks = CounterMetricFamily(
             "yikatong_mac_checks",
@@ -356,6 +384,22 @@ class Metrics(Observer):
             registry=registry,
         )
 
+        self._cards_priced_again = Counter(
+            "yikatong_cards_priced_again", "Times that a card was priced again from a late tap on.", registry=registry
+        )
+        self._corrections = Counter(
+            "yikatong_fare_corrections",
+            "Corrections of fares that late taps made, by whether money was taken from the card or given back.",
+            labelnames=("direction",),
+            registry=registry,
+        )
+        self._corrections_fen = Counter(
+            "yikatong_fare_corrections_fen", "What these corrections moved, fen.", labelnames=("direction",), registry=registry
+        )
+        for direction in ("taken", "given"):
+            self._corrections.labels(direction)
+            self._corrections_fen.labels(direction)
+
         self._deny_seconds = Histogram(
             "yikatong_deny_list_delay_seconds",
             "From the report of a loss (or the order to deny) to the list that holds the card.",
@@ -424,6 +468,18 @@ class Metrics(Observer):
     def on_taps(self, outcomes: npt.NDArray[np.void]) -> None:
         """A batch of taps was decided (outcomes: array of ext.engine.OUTCOME)."""
         self._taps.decided(outcomes)
+
+    def on_corrections(self, corrections: Corrections) -> None:
+        """Cards with late taps were priced again; often none."""
+        if not corrections.cards:
+            return
+        self._cards_priced_again.inc(corrections.cards)
+        for direction, count, fen in (
+            ("taken", corrections.taken, corrections.taken_fen),
+            ("given", corrections.given, corrections.given_fen),
+        ):
+            self._corrections.labels(direction).inc(count)
+            self._corrections_fen.labels(direction).inc(fen)
 
     def on_commit(self, records: int, seconds: float, sequence: int) -> None:
         """A group became durable; `sequence` is its last. No records: the journal was opened at that sequence."""

@@ -51,9 +51,19 @@ def list_transactions(
             record = located[1][0]
             if int(record["card"]) != card:
                 raise InvalidRequest("page_token", "is not a token of this list")
-            found.append((_transaction(record, purses), int(record["terminal"])))
+            if not _moves_nothing(record):
+                found.append((_transaction(record, purses), int(record["terminal"])))
             sequence = int(record["card_previous"])
     return found, transactions_token(card, sequence) if sequence else ""
+
+
+def _moves_nothing(record: Any) -> bool:
+    """A correction that only says that a fare is another one's sum now."""
+    return bool(
+        record["kind"] == types.RecordKind.POSTING
+        and record["transaction_type"] == types.PostingKind.CORRECTION
+        and record["amount_fen"] == 0
+    )
 
 
 def _transaction(record: Any, purses: set[int]) -> account_service_pb2.Transaction:
@@ -71,17 +81,24 @@ def _transaction(record: Any, purses: set[int]) -> account_service_pb2.Transacti
         into = int(record["credit_account"]) in purses
         transaction.change_fen = int(record["amount_fen"]) if into else -int(record["amount_fen"])
         transaction.balance_after_fen = int(record["credit_after_fen"] if into else record["debit_after_fen"])
-        transaction.reason = types.PostingKind(int(record["transaction_type"])).name.lower()
+        reason = types.PostingKind(int(record["transaction_type"]))
+        transaction.reason = reason.name.lower()
+        if reason is types.PostingKind.CORRECTION:
+            _name_tap(transaction, record)
     elif kind is types.RecordKind.HOLD:
         transaction.held_change_fen = int(record["amount_fen"])
         transaction.balance_after_fen = int(record["debit_after_fen"])
     elif kind is types.RecordKind.TAP:
         transaction.change_fen = -int(record["amount_fen"])
         transaction.balance_after_fen = int(record["debit_after_fen"])
-        transaction.terminal_sequence = int(record["terminal_sequence"])
-        transaction.atc = int(record["atc"])
-        transaction.local_time = int(record["local_date"]) * 1_000_000 + int(record["local_time"])
+        _name_tap(transaction, record)
     return transaction
+
+
+def _name_tap(transaction: account_service_pb2.Transaction, record: Any) -> None:
+    transaction.terminal_sequence = int(record["terminal_sequence"])
+    transaction.atc = int(record["atc"])
+    transaction.local_time = int(record["local_date"]) * 1_000_000 + int(record["local_time"])
 
 
 def get_tap(journal: Journal, sequence: int, rules: Sequence[str] = ()) -> tuple[tap_service_pb2.GetTapResponse, int, int]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from yikatong.core import limits
 from yikatong.core.errors import DeadlineOver, InvalidRequest, YikatongError
+from yikatong.core.late import Corrections, note_late, price_again
 from yikatong.core.memory import Memory
 from yikatong.core.seen import CARDS, TERMINALS
 from yikatong.core.tariffs import read_notes
@@ -40,8 +41,11 @@ class TapRules:
 class TapBatch:
     """What came of a batch: for each request its response, or an error, or None where there was no room for it in this batch."""
 
-    def __init__(self, responses: list[bytes | YikatongError | None], outcomes: npt.NDArray[np.void]) -> None:
+    def __init__(
+        self, responses: list[bytes | YikatongError | None], outcomes: npt.NDArray[np.void], corrections: Corrections
+    ) -> None:
         self.responses = responses
+        self.corrections = corrections
         self.outcomes = outcomes  # one for each tap, good until the next batch
 
 
@@ -56,12 +60,15 @@ def run_taps(memory: Memory, requests: list[bytes], stored: list[bool], time_us:
     engine.verify()
     outcomes = engine.run(time_us, priors, notes)
     responses = engine.respond()
-    return TapBatch([_answer(*pair) for pair in zip(counts, responses, strict=True)], outcomes)
+    corrections = _price_late(memory, time_us)
+    return TapBatch([_answer(*pair) for pair in zip(counts, responses, strict=True)], outcomes, corrections)
 
 
-def run_calls(memory: Memory, batch: list[Calls], time_us: int, rules: TapRules, now: float) -> npt.NDArray[np.void]:
+def run_calls(
+    memory: Memory, batch: list[Calls], time_us: int, rules: TapRules, now: float
+) -> tuple[npt.NDArray[np.void], Corrections]:
     """The same for requests that the tap port gathered: their responses and errors are written into them. `now` is
-    time.monotonic(), for their deadlines. Returns the outcomes, good until the next batch."""
+    time.monotonic(), for their deadlines. Returns the outcomes, good until the next batch, and what late taps made anew."""
     engine = memory.engine
     now_us = int(now * 1e6)
     engine.decode_calls(batch, time_us // 1_000_000, rules.clock_ahead_s_max, limits.REQUEST_ITEMS_MAX, now_us)
@@ -70,7 +77,7 @@ def run_calls(memory: Memory, batch: list[Calls], time_us: int, rules: TapRules,
     engine.verify()
     outcomes = engine.run(time_us, priors, notes)
     engine.respond_calls()
-    return outcomes
+    return outcomes, _price_late(memory, time_us)
 
 
 def decode_error(code: int) -> YikatongError:
@@ -78,6 +85,12 @@ def decode_error(code: int) -> YikatongError:
     if code == DEADLINE_OVER:
         return DeadlineOver("the deadline had passed before the work began")
     return InvalidRequest(*DECODE_ERRORS[code])
+
+
+def _price_late(memory: Memory, time_us: int) -> Corrections:
+    """Cards of which a tap came late are priced again at once, in the same group: see late.py."""
+    note_late(memory)
+    return price_again(memory, time_us)
 
 
 def _find_priors(memory: Memory) -> tuple[bytes, bytes]:

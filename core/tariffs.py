@@ -3,6 +3,7 @@
 The journal names fare rules and passes by numbers of its own, which are given once, when a tariff first brings the rule or pass,
 and stay: what a tap was charged for can be told for good, whatever tariffs come later. Documents hold the names."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +22,8 @@ from yikatong.v1 import journal_pb2, tap_service_pb2
 
 if TYPE_CHECKING:
     from yikatong.core.memory import Memory
+
+log = logging.getLogger(__name__)
 
 EVENT: Final = "tariff-adopted"
 
@@ -43,6 +46,7 @@ class Tariffs:
         self.rules: Sequence[str] = [""]  # ids of rules by number of the journal; 0 is none
         self.passes: dict[str, int] = {}  # numbers of passes by id; 0 is none
         self.pass_ids: dict[int, str] = {}
+        self.rule_numbers: npt.NDArray[np.uint16] = np.zeros(1, np.uint16)  # of the tariff's rules → of the journal
         self._operator_numbers: dict[int, int] = {}  # by account
 
     def look_up(self, memory: "Memory") -> None:
@@ -56,6 +60,9 @@ class Tariffs:
         """Charge by the tariff from now on. Rules and passes that the journal does not know yet get their numbers, durably.
         Raises ConfigError when there are no numbers left, or CommitFailed."""
         if self.compiled is None:
+            if memory.late:
+                log.warning("%d cards have late taps that are not priced again: there is no tariff", len(memory.late))
+                memory.late.clear()
             return
         event = journal_pb2.Event(name=EVENT)
         known = set(self.rules)
@@ -80,8 +87,8 @@ class Tariffs:
         pass_numbers = bytearray(256)
         for name, number in self.compiled.tariffs.pass_number.items():
             pass_numbers[self.passes[name]] = number
-        rule_numbers = np.array([number_of[rule] for rule in self.compiled.rules], np.uint16)
-        memory.engine.set_tariff(self.compiled.blob, rule_numbers, bytes(pass_numbers))
+        self.rule_numbers = np.array([number_of[rule] for rule in self.compiled.rules], np.uint16)
+        memory.engine.set_tariff(self.compiled.blob, self.rule_numbers, bytes(pass_numbers))
         self._operator_numbers = {
             account: self.compiled.operator_number(operator_id) for operator_id, account in memory.operator_accounts.items()
         }

@@ -37,6 +37,7 @@ from yikatong.core.errors import (
 from yikatong.core.in_flight import InFlight
 from yikatong.core.journal import Group, Journal, join
 from yikatong.core.keys import KeySet
+from yikatong.core.late import Corrections, price_again
 from yikatong.core.memory import EngineSettings, Memory, Photograph, Progress
 from yikatong.core.store import DataDirectory
 from yikatong.core.tap import TapRules, run_calls, run_taps
@@ -86,6 +87,9 @@ class Observer:
 
     def on_taps(self, outcomes: npt.NDArray[np.void]) -> None:
         """A batch of taps was decided (outcomes: array of ext.engine.OUTCOME)."""
+
+    def on_corrections(self, corrections: Corrections) -> None:
+        """Cards with late taps were priced again; often none."""
 
     def on_commit(self, records: int, seconds: float, sequence: int) -> None:
         """A group became durable; `sequence` is its last."""
@@ -222,7 +226,7 @@ class Core:
         waiting: deque[Work] = deque()
         taken: list[Work] = []  # what the group in the making holds
         closing = False
-        while waiting or not closing:
+        while waiting or self._memory.late or not closing:
             closing = self._gather(waiting, closing)
             try:
                 self._settle_checkpoint()
@@ -230,7 +234,7 @@ class Core:
                     self._fail(waiting)
                     self._rebuild()
                     continue
-                if waiting:
+                if waiting or self._memory.late:
                     time_us = self._decide(waiting, taken)
                     self._send(taken, time_us)
                 self._maybe_checkpoint()
@@ -244,7 +248,7 @@ class Core:
     def _gather(self, waiting: deque[Work], closing: bool) -> bool:
         """Take what is queued, and wait for the first of it; True once the queue was closed."""
         with contextlib.suppress(queue.Empty):
-            if not waiting and not closing:
+            if not waiting and not closing and not self._memory.late:
                 pause_s = max(0.05, min(1.0, self._checkpoint_due - time.monotonic()))
                 if (work := self._queue.get(timeout=pause_s)) is None:
                     return True
@@ -261,6 +265,10 @@ class Core:
         self._last_time_us = time_us = max(self._clock_ns() // 1000, self._last_time_us)
         now = time.monotonic()
         engine = self._memory.engine
+        if self._memory.late:  # left over from the group before
+            self._observer.on_corrections(price_again(self._memory, time_us))
+            if self._memory.late:
+                return time_us
         while waiting and waiting[0].command is not None:
             if len(taken) >= limits.REQUEST_ITEMS_MAX or engine.pending_records >= limits.REQUEST_ITEMS_MAX:
                 return time_us  # a registration may be thousands of records: the rest is the next group's
@@ -292,13 +300,16 @@ class Core:
                 break
             batch.append(calls)
             taken.append(waiting.popleft())
-        self._observer.on_taps(run_calls(self._memory, batch, time_us, self._settings.taps, now))
+        outcomes, corrections = run_calls(self._memory, batch, time_us, self._settings.taps, now)
+        self._observer.on_taps(outcomes)
+        self._observer.on_corrections(corrections)
 
     def _taps(self, batch: list[Work], waiting: deque[Work], taken: list[Work], time_us: int) -> None:
         result = run_taps(
             self._memory, [work.request for work in batch], [work.stored for work in batch], time_us, self._settings.taps
         )
         self._observer.on_taps(result.outcomes)
+        self._observer.on_corrections(result.corrections)
         left: list[Work] = []
         for work, response in zip(batch, result.responses, strict=True):
             if response is None:
@@ -426,6 +437,8 @@ class Core:
 
     def _maybe_checkpoint(self) -> None:
         since = self._memory.engine.next_sequence - 1 - self._memory.checkpoint_sequence
+        if self._memory.late:
+            return
         if self._checkpointing or since == 0:
             if since == 0:
                 self._checkpoint_due = time.monotonic() + self._settings.checkpoint_s

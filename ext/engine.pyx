@@ -43,13 +43,17 @@ cdef extern from "types.h":
         uint32_t message_bytes
     ctypedef struct yk_record:
         uint64_t sequence
+        int64_t time_us
+        uint64_t card_previous
+        uint32_t payload_place
+        uint8_t kind, flags
     ctypedef struct yk_outcome:
         pass
     ctypedef struct yk_correction:
         pass
     uint32_t yk_local_day(int64_t time_us) nogil
     uint32_t yk_date_of_day(uint32_t day) nogil
-    enum: YK_NONE
+    enum: YK_NONE, YK_RECORD_TAP, YK_FLAG_PRICED
 
 cdef extern from "decode.h":
     ctypedef struct yk_decode_rules:
@@ -481,6 +485,31 @@ cdef class Engine:
             raise IndexError(f"there is no card in slot {card}")
         return (<const char *>yk_rides_of(&self.engine, card))[:sizeof(yk_rides)]
 
+    def priced_records(self, uint32_t card, int64_t until_us):
+        """A card's records of priced taps and of corrections from a journal time on, newest first, as far as they are at hand: records,
+        a NOTE for each, and the sequence of the card's record to go on from in the journal (0: that was all)."""
+        if card >= self.engine.cards.count:
+            raise IndexError(f"there is no card in slot {card}")
+        cdef uint64_t sequence = (<const yk_card *>yk_table_read(&self.engine.cards, card)).last_sequence, at
+        cdef const yk_record *record
+        cdef bytearray records = bytearray(), notes = bytearray()
+        cdef yk_fare_note none
+        memset(&none, 0, sizeof(yk_fare_note))
+        while sequence and yk_is_at_hand(&self.engine, sequence, 0):
+            at = sequence & (self.engine.config.ring_records - 1)
+            record = &self.engine.ring[at]
+            if record.time_us < until_us:
+                sequence = 0
+                break
+            if record.flags & YK_FLAG_PRICED:
+                records += (<const char *>record)[:RECORD_BYTES]
+                if record.kind == YK_RECORD_TAP and record.payload_place:
+                    notes += (<const char *>&self.engine.notes[at])[:sizeof(yk_fare_note)]
+                else:
+                    notes += (<const char *>&none)[:sizeof(yk_fare_note)]
+            sequence = record.card_previous
+        return bytes(records), bytes(notes), sequence
+
     def take_late(self):
         """Taps that came late since the last call: (card, local time in seconds by the wall clock, ATC) each."""
         if not self.engine.late_count:
@@ -809,6 +838,7 @@ cdef class Engine:
             "terminal_number": (<const char *>terminal.number)[:6],
             "account": terminal.account,
             "kind": terminal.kind,
+            "operator_number": terminal.operator_number,
             "sequence_next": terminal.sequence_next,
         }
 

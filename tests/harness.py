@@ -19,6 +19,7 @@ from yikatong.core import memory as memory_module
 from yikatong.core.errors import CommitFailed, YikatongError
 from yikatong.core.journal import Group, Journal
 from yikatong.core.keys import KeySet
+from yikatong.core.late import price_again
 from yikatong.core.memory import EngineSettings, Memory, Photograph
 from yikatong.core.store import DataDirectory
 from yikatong.core.tap import TapRules, run_taps
@@ -287,9 +288,13 @@ class Harness:
 
     def take(self) -> None:
         """Close the group in the making; it waits for its commit."""
-        first_sequence, count, records, payloads = self.engine.take_group()
-        if count:
-            self.pending.append(Group(first_sequence, count, records, payloads, self.now_us))
+        while True:
+            first_sequence, count, records, payloads = self.engine.take_group()
+            if count:
+                self.pending.append(Group(first_sequence, count, records, payloads, self.now_us))
+            if not self.memory.late:
+                return
+            price_again(self.memory, self.now_us)
 
     def commit(self, keep: int = 0) -> None:
         """Make what waits durable, but for the newest `keep`. Raises CommitFailed; then `rebuild` is due."""

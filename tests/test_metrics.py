@@ -26,6 +26,7 @@ from yikatong.clients.embedded import EmbeddedServer
 from yikatong.core import metrics as metrics_module
 from yikatong.core.errors import ConfigError
 from yikatong.core.keys import KeySet
+from yikatong.core.late import Corrections
 from yikatong.core.metrics import CODES, KINDS, Metrics
 from yikatong.core.types import Result
 from yikatong.core.writer import Phase
@@ -115,6 +116,34 @@ def test_fraud_cases(metrics: Metrics) -> None:
     metrics.on_taps(outcomes((Result.CONFLICT, "bus"), (Result.CONFLICT, "taxi"), fraud=1))
     metrics.on_taps(outcomes((Result.CONFLICT, "bus")))  # a terminal's fault
     assert value(metrics, "yikatong_fraud_cases_total") == 2
+
+
+def test_fares(metrics: Metrics) -> None:
+    """Duplicates are not counted anew."""
+    for reason in ("no_tariff", "no_rule", "unknown_stop"):
+        assert value(metrics, "yikatong_fare_faults_total", reason=reason) == 0
+    array = outcomes(*[(Result.ACCEPTED, "bus")] * 6, key_version=1)
+    array["fare_rule"] = 7, 7, 7, 0, 0, 0
+    array["provisional"][:2] = 1
+    array["duplicate"][0] = 1
+    array["fare_fault"][3:] = 2, 3, 4
+    metrics.on_taps(array)
+    assert value(metrics, "yikatong_priced_taps_total") == 2
+    assert value(metrics, "yikatong_late_taps_total") == 1
+    for reason in ("no_tariff", "no_rule", "unknown_stop"):
+        assert value(metrics, "yikatong_fare_faults_total", reason=reason) == 1
+
+
+def test_corrections(metrics: Metrics) -> None:
+    assert value(metrics, "yikatong_fare_corrections_fen_total", direction="given") == 0
+    metrics.on_corrections(Corrections())
+    assert value(metrics, "yikatong_cards_priced_again_total") == 0
+    metrics.on_corrections(Corrections(cards=1).plus(30).plus(-700).plus(0).plus(5))
+    assert value(metrics, "yikatong_cards_priced_again_total") == 1
+    assert value(metrics, "yikatong_fare_corrections_total", direction="taken") == 2
+    assert value(metrics, "yikatong_fare_corrections_fen_total", direction="taken") == 35
+    assert value(metrics, "yikatong_fare_corrections_total", direction="given") == 1
+    assert value(metrics, "yikatong_fare_corrections_fen_total", direction="given") == 700
 
 
 def test_values_that_have_no_name_are_counted_as_unknown(metrics: Metrics) -> None:
@@ -361,6 +390,8 @@ def test_labels_hold_nothing_of_a_card_a_person_or_a_terminal(metrics: Metrics) 
         "grpc_type": {"unary"},
         "yikatong_phase": {phase.value for phase in Phase},
         "generation": {"0", "1", "2"},
+        "reason": {"no_tariff", "no_rule", "unknown_stop"},
+        "direction": {"taken", "given"},
     }
     of_code = {"grpc_service", "grpc_method", "version", "le"}  # from descriptors, the package, constants
     for sample in series(metrics):
