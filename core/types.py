@@ -192,6 +192,7 @@ class PostingKind(IntEnum):
     REFUND_REVERSAL = 13
     PURSE_FUNDING = 14
     PURSE_RETURN = 15
+    CORRECTION = 20  # the fare of a tap, found anew since one before it came late
     SETTLEMENT = 30  # what a position came to was paid
     FEE = 31
     SUBSIDY = 32  # the city's part of concessions
@@ -204,7 +205,6 @@ class PostingKind(IntEnum):
     DISPUTE = 41
     PAYMENT = 42
     PAYMENT_RETURN = 43
-    CORRECTION = 20  # the fare of a tap, found anew since one before it came late
 
 
 class DocumentKind(IntEnum):
@@ -220,6 +220,8 @@ class DocumentKind(IntEnum):
     MERCHANT = 15  # acquirer id:merchant id → Merchant
     PURSE = 16  # card slot, 4 bytes; purse id → Purse
     LIMIT_USE = 17  # card slot, 4 bytes; limit id → period, 4 bytes; fen, 8 bytes
+    RULE = 20  # number of a fare rule in the journal, 2 bytes → its id
+    PASS = 21  # id of a pass → its number, 1 byte
     WINDOW = 30  # settlement date, 4 bytes → WindowDocument
     GREY = 31  # settlement date, card slot (4 bytes each) and ATC (2) → sequence of the record that was settled, 8 bytes
     SEAL = 32  # settlement date, 4 bytes → the seal, as JSON
@@ -231,8 +233,6 @@ class DocumentKind(IntEnum):
     DISPUTE = 44  # sequence of the event that opened it, 8 bytes → Dispute
     DISPUTED_CHARGE = 45  # sequence of the charge, 8 bytes → key of the dispute
     PARTICIPANT_FILES = 46  # settlement date in 8 digits, and the participant → ParticipantFiles
-    RULE = 20  # number of a fare rule in the journal, 2 bytes → its id
-    PASS = 21  # id of a pass → its number, 1 byte
 
 
 NONE: Final = 0xFFFFFFFF
