@@ -1,5 +1,6 @@
 """A city in small: bus validators, metro gates and a museum tap over real gRPC, the server is killed without warning in the
-middle, and afterwards everything that was acknowledged is still there and the books balance."""
+middle, and afterwards everything that was acknowledged is still there and the books balance. Then the day is settled:
+demo_day.py."""
 
 import random
 import tempfile
@@ -20,6 +21,7 @@ from rich.text import Text
 
 from yikatong.clients.card import SimulatedCard
 from yikatong.clients.connection import Connection, call
+from yikatong.clients.demo_day import make_rules, settle_day, shop
 from yikatong.clients.embedded import EmbeddedServer
 from yikatong.clients.replay import operator_totals, result_name
 from yikatong.clients.tables import operator_table, verdict, yuan
@@ -263,8 +265,8 @@ def _cleared(city: City, connection: Connection) -> list[tuple[str, int, int]]:
     return operator_totals(connection, [clearing_service_pb2.GetOperatorTotalsRequest(settlement_date=date) for date in dates])
 
 
-def run_demo(console: Console, seconds: float, seed: int | None) -> int:
-    """The whole show; returns the exit status: 0 when all held."""
+def run_demo(console: Console, seconds: float, seed: int | None, keep: Path | None = None) -> int:
+    """The whole show; returns the exit status: 0 when all held. `keep` is a folder for the day's papers."""
     seed = random.randrange(1 << 32) if seed is None else seed
     with tempfile.TemporaryDirectory(prefix="yikatong-demo-") as folder:
         data = Path(folder) / "data"
@@ -274,13 +276,13 @@ def run_demo(console: Console, seconds: float, seed: int | None) -> int:
         console.print(Panel(f"a city in small: {CARDS} cards, {len(city.terminals)} terminals, seed {seed}", expand=False))
         server = EmbeddedServer(data, data / "keys.toml")
         try:
-            return _run(console, city, server, data, seconds)
+            return _run(console, city, server, data, seconds, keep)
         finally:
             if server.process.poll() is None:
                 server.kill()
 
 
-def _run(console: Console, city: City, server: EmbeddedServer, data: Path, seconds: float) -> int:
+def _run(console: Console, city: City, server: EmbeddedServer, data: Path, seconds: float, keep: Path | None) -> int:
     good: list[bool] = []
 
     def tell(holds: bool, yes: str, no: str) -> None:
@@ -315,8 +317,9 @@ def _run(console: Console, city: City, server: EmbeddedServer, data: Path, secon
     tell(shown == expected, "every case got its own answer", f"other answers were expected: {expected}")
 
     acknowledged, pending = len(city.acknowledged), sum(len(terminal.stored) for terminal in city.terminals)
+    rules = make_rules(data, [operator for operator, *_ in FLEET])
     begun = time.monotonic()
-    server = EmbeddedServer(data, data / "keys.toml")
+    server = EmbeddedServer(data, data / "keys.toml", *rules)
     console.print(f"restarted in {time.monotonic() - begun:.2f} s; {acknowledged:,} acknowledged, {pending} without an answer")
     try:
         with Connection(server.address) as connection:
@@ -342,6 +345,9 @@ def _run(console: Console, city: City, server: EmbeddedServer, data: Path, secon
             console.print(operator_table("Cleared per operator", cleared))
             tell(cleared == _expected(city), "the clearing equals what the terminals were answered, to the fen",
                  f"the terminals were answered {_expected(city)}")  # fmt: skip
+            shop(console, connection, city.cards[0].card_number, tell)
+            paid = next(outcome for _, outcome, operator in city.acknowledged if outcome.charged_fen and operator == FLEET[0][0])
+            kept = settle_day(console, connection, data, FLEET[0][0], paid.sequence, tell)
             books = call(connection.clearing.GetTrialBalance, clearing_service_pb2.GetTrialBalanceRequest())
             tell(books.imbalance_fen == 0, f"the books balance: {books.accounts:,} accounts sum to 0",
                  f"the books are out by {books.imbalance_fen} fen")  # fmt: skip
@@ -351,4 +357,9 @@ def _run(console: Console, city: City, server: EmbeddedServer, data: Path, secon
             server.kill()
     report = check(data, EngineSettings())
     console.print(verdict(True, f"yikatong check: {report.records:,} records, hash chain and every balance verified", ""))
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        for name, content in kept.items():
+            (keep / name).write_bytes(content)
+        console.print(f"{keep}: {', '.join(sorted(kept))}", highlight=False, soft_wrap=True)
     return 0 if all(good) else 1

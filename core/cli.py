@@ -206,11 +206,12 @@ def backup(data: Path, to: Path) -> None:
 @cli.command()
 @click.option("--seconds", type=click.FloatRange(1, 600), default=8.0, show_default=True, help="how long each half taps")
 @click.option("--seed", type=int, default=None, help="draws the same riders again")
-def demo(seconds: float, seed: int | None) -> None:
-    """A city in small: taps over real gRPC, a server killed in the middle, and books that balance."""
+@click.option("--keep", type=click.Path(path_type=Path), help="folder to keep the day's report, statement and receipt in")
+def demo(seconds: float, seed: int | None, keep: Path | None) -> None:
+    """A city in small: taps over real gRPC, a server killed in the middle, and a day that is settled to the fen."""
     from yikatong.clients.demo import run_demo
 
-    sys.exit(run_demo(OUT, seconds, seed))
+    sys.exit(run_demo(OUT, seconds, seed, keep))
 
 
 @cli.command()
