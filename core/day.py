@@ -28,6 +28,7 @@ from yikatong.core.change import Change, answered
 from yikatong.core.clear import EXCEPTION, NO_OPERATOR, SettledGrey, Tally, Terms, Window, clear_window, date_of, denied_since
 from yikatong.core.continuity import CARD, ROW, CardStates
 from yikatong.core.errors import ConfigError, Damaged, InvalidRequest, NotFound
+from yikatong.core.exceptions import open_exception
 from yikatong.core.failpoints import failpoint
 from yikatong.core.journal import JournalReader
 from yikatong.core.memory import OPERATOR_PREFIX, Memory
@@ -59,7 +60,7 @@ from yikatong.core.windows import (
     windows_from,
 )
 from yikatong.ext.engine import NONE, local_seconds
-from yikatong.v1 import clearing_service_pb2, settlement_service_pb2
+from yikatong.v1 import clearing_service_pb2, exception_service_pb2, settlement_service_pb2
 
 Progress = Callable[[int, int], None]
 Answer = TypeVar("Answer")
@@ -712,8 +713,16 @@ class Day:
         page = rows[np.searchsorted(rows["sequence"], start) :][: size + 1]
         token = page_token(int(page["sequence"][size]).to_bytes(8, "big"), of) if len(page) > size else ""
         page = page[:size]
-        found = self.ask(lambda memory, _: [_exception(memory, row) for row in page])
+        found = self.ask(lambda memory, _: [_exception(memory, date, row) for row in page])
         return clearing_service_pb2.ListClearingExceptionsResponse(exceptions=found, next_page_token=token)
+
+    def take_up(self, request: exception_service_pb2.TakeUpExceptionRequest) -> exception_service_pb2.TakeUpExceptionResponse:
+        """ExceptionService.TakeUpException."""
+        rows = self.exceptions(check_date(request.settlement_date))
+        rows = rows[rows["sequence"] == request.journal_sequence]
+        if not len(rows):
+            raise NotFound("exception", f"of record {request.journal_sequence} in the window of {request.settlement_date}")
+        return self.ask(lambda memory, time_us: _take_up(memory, request, rows[0], time_us))  # type: ignore[no-any-return]
 
 
 def _window_before(reader: JournalReader, window: Range) -> Range | None:
@@ -820,6 +829,30 @@ def _post_seal(
     return change.answer(request, response(result=wire(Result.ACCEPTED), window=document.window), "window-sealed")
 
 
+def _taken_up_key(date: int, sequence: int) -> bytes:
+    return window_key(date) + sequence.to_bytes(8, "big")
+
+
+def _take_up(
+    memory: Memory, request: exception_service_pb2.TakeUpExceptionRequest, row: Any, time_us: int
+) -> exception_service_pb2.TakeUpExceptionResponse:
+    response = exception_service_pb2.TakeUpExceptionResponse
+    if (answer := answered(memory, request, response)) is not None:
+        return answer
+    key = _taken_up_key(request.settlement_date, request.journal_sequence)
+    if (taken := memory.documents.get(DocumentKind.TAKEN_UP, key)) is not None:
+        return response(result=wire(Result.ACCEPTED), duplicate=True, exception_id=taken.decode())
+    found = _exception(memory, request.settlement_date, row)
+    change = Change(memory, time_us)
+    case = exception_service_pb2.ClearingCase(
+        journal_sequence=found.sequence, outcome=ClearingOutcome(found.outcome).name, settlement_date=request.settlement_date,
+        participant=OPERATOR_PREFIX + found.operator_id if found.operator_id else "", amount_fen=found.amount_fen,
+    )  # fmt: skip
+    exception_id = open_exception(change, 0, case, time_us)
+    change.put(DocumentKind.TAKEN_UP, key, exception_id.encode())
+    return change.answer(request, response(result=wire(Result.ACCEPTED), exception_id=exception_id), "exception-taken-up")
+
+
 WHY: Final = {
     ClearingOutcome.DEBT: "the card's balance did not cover it; the rider owes the rest",
     ClearingOutcome.REFUSED: "the rider was let in, and the tap was refused when it was uploaded",
@@ -845,12 +878,14 @@ WHY: Final = {
 """What a row of the queue says in words; the other outcomes are not queued."""
 
 
-def _exception(memory: Memory, row: Any) -> clearing_service_pb2.ClearingException:
+def _exception(memory: Memory, date: int, row: Any) -> clearing_service_pb2.ClearingException:
     outcome = ClearingOutcome(int(row["outcome"]))
     exception = clearing_service_pb2.ClearingException(
         sequence=int(row["sequence"]), outcome=wire(outcome), amount_fen=int(row["amount_fen"]),
         why=WHY[outcome].format(detail=int(row["detail"])),
     )  # fmt: skip
+    if (taken := memory.documents.get(DocumentKind.TAKEN_UP, _taken_up_key(date, int(row["sequence"])))) is not None:
+        exception.exception_id = taken.decode()
     if row["card"] != NONE:
         exception.card_number = memory.engine.card(int(row["card"]))["card_number"]
     if row["terminal"] != NONE:

@@ -184,6 +184,7 @@ class Service:
                 ),
             },
             "yikatong.v1.ExceptionService": {
+                "TakeUpException": self._of_day(exception_service_pb2.TakeUpExceptionRequest, Day.take_up),
                 "ListExceptions": self._command(exception_service_pb2.ListExceptionsRequest, exceptions.list_exceptions),
                 "GetException": self._command(exception_service_pb2.GetExceptionRequest, exceptions.get_exception),
                 "AssignException": self._command(exception_service_pb2.AssignExceptionRequest, exceptions.assign_exception),

@@ -226,6 +226,7 @@ class DocumentKind(IntEnum):
     GREY = 31  # settlement date, card slot (4 bytes each) and ATC (2) → sequence of the record that was settled, 8 bytes
     SEAL = 32  # settlement date, 4 bytes → the seal, as JSON
     SEAL_TREE = 33  # settlement date, 4 bytes → roots of the subtrees that receipts are made from, 32 bytes each
+    TAKEN_UP = 34  # settlement date (4 bytes) and sequence (8) of a row of the queue → id of its exception
     INSTRUCTION = 40  # instruction id → Instruction
     BANK_STATEMENT = 41  # statement id → BankStatement
     EXCEPTION = 42  # sequence of the event it came up in, 8 bytes, and its place there, 4 bytes → Exception

@@ -16,12 +16,13 @@ from yikatong.clients.embedded import EmbeddedServer
 from yikatong.core import keys
 from yikatong.core.check import check
 from yikatong.core.errors import InvalidRequest, NotFound
+from yikatong.core.exceptions import get_exception
 from yikatong.core.memory import EngineSettings
 from yikatong.core.reconcile import InstructionState
 from yikatong.core.settle import read_settlement_csv
 from yikatong.core.types import Result, WindowState
 from yikatong.core.windows import WindowEvent
-from yikatong.v1 import clearing_service_pb2, reconciliation_service_pb2, settlement_service_pb2
+from yikatong.v1 import clearing_service_pb2, exception_service_pb2, reconciliation_service_pb2, settlement_service_pb2
 
 CLI = [sys.executable, "-m", "yikatong.core.cli"]
 
@@ -226,3 +227,31 @@ def test_a_day_from_the_command_line(tmp_path: Path) -> None:
 
 def test_events_do_not_lead_anywhere_else(city: City) -> None:
     assert city.step(WindowEvent.RESUME) is Result.WINDOW_OPEN
+
+
+def test_a_row_of_the_queue_is_taken_up_once(city: City) -> None:
+    city.atcs[0] += 1  # a tap of it is missing
+    outcome = city.tap()
+    city.cleared()
+
+    def queue() -> list:
+        request = clearing_service_pb2.ListClearingExceptionsRequest(settlement_date=DATE)
+        return list(city.day.list_exceptions(request).exceptions)
+
+    def take_up(request_id: bytes, sequence: int) -> exception_service_pb2.TakeUpExceptionResponse:
+        return city.day.take_up(
+            exception_service_pb2.TakeUpExceptionRequest(request_id=request_id, settlement_date=DATE, journal_sequence=sequence)
+        )
+
+    (row,) = queue()
+    assert (row.sequence, row.exception_id) == (outcome.sequence, "")
+    first = take_up(bytes(16), outcome.sequence)
+    assert (first.result, first.duplicate) == (Result.ACCEPTED, False)
+    for request_id in (bytes(16), bytes(15) + b"1"):
+        again = take_up(request_id, outcome.sequence)
+        assert (again.result, again.duplicate, again.exception_id) == (Result.ACCEPTED, True, first.exception_id)
+    assert queue()[0].exception_id == first.exception_id
+    found = city.ask(get_exception, exception_service_pb2.GetExceptionRequest(exception_id=first.exception_id)).exception
+    assert (found.clearing.outcome, found.clearing.journal_sequence) == ("ATC_GAP", outcome.sequence)
+    with pytest.raises(NotFound):
+        take_up(bytes(16), outcome.sequence + 1)
