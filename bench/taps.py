@@ -15,6 +15,9 @@ ISSUER_ID: Final = bytes.fromhex("5980000100000000")
 LOCAL_TIME: Final = 20250101083015
 AMOUNT_FEN: Final = 200
 CARD_DIGITS: Final = 16
+LINE, STOP = 0x0FFFFFFF, 0x1FFFFF
+PLACE: Final = bytes([tap_service_pb2.TAP_KIND_SINGLE]) + LINE.to_bytes(4, "big") + STOP.to_bytes(3, "big")
+"""What the MAC of profile 2 covers at the end."""
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -108,14 +111,14 @@ class Taps:
         return np.hstack([np.broadcast_to(head, (n, 2)), self.messages])
 
 
-def _template(key_set: KeySet) -> tuple[bytes, dict[str, tuple[int, int]]]:
+def _template(key_set: KeySet, profile: int) -> tuple[bytes, dict[str, tuple[int, int]]]:
     """One serialised tap with marks, and where (offset, size) each varying field stands in it."""
     tap = tap_service_pb2.Tap(
-        card_number="9" * CARD_DIGITS, issuer_id=key_set.issuer_id, profile=tap_service_pb2.PROFILE_PURSE, algorithm_id=4,
+        card_number="9" * CARD_DIGITS, issuer_id=key_set.issuer_id, profile=tap_service_pb2.Profile.Name(profile), algorithm_id=4,
         key_version=key_set.key_version, key_index=key_set.key_index, transaction_type=6, amount_fen=AMOUNT_FEN,
         amount_due_fen=AMOUNT_FEN, chip_balance_before_fen=5000, chip_balance_after_fen=4800, atc=0x4000,
         terminal_number=b"\xfe" * 6, terminal_sequence=0x0FEDCBA1, local_time=LOCAL_TIME, mac=b"\xfd" * 4,
-        kind=tap_service_pb2.TAP_KIND_SINGLE, line=0x0FFFFFFF, stop=0x1FFFFF, direction=tap_service_pb2.DIRECTION_UP,
+        kind=tap_service_pb2.TAP_KIND_SINGLE, line=LINE, stop=STOP, direction=tap_service_pb2.DIRECTION_UP,
         city=5980, industry=2,
         rider=tap_service_pb2.RIDER_ORDINARY,
     )  # fmt: skip
@@ -136,10 +139,10 @@ def _template(key_set: KeySet) -> tuple[bytes, dict[str, tuple[int, int]]]:
 
 def make_taps(
     card: npt.NDArray[np.int64], atc: npt.NDArray[np.int64], terminal: npt.NDArray[np.int64], sequence: npt.NDArray[np.int64],
-    key_set: KeySet,
+    key_set: KeySet, profile: int = 1,
 ) -> Taps:  # fmt: skip
     """Taps of card number i, ATC (16,384 to 65,535), terminal i and terminal sequence (below 2^28, at least 2^21), one a row."""
-    data, places = _template(key_set)
+    data, places = _template(key_set, profile)
     n = len(card)
     messages = np.tile(np.frombuffer(data, np.uint8), (n, 1))
 
@@ -158,12 +161,19 @@ def make_taps(
     mac_messages = np.hstack(
         [
             fixed(AMOUNT_FEN.to_bytes(4, "big") + b"\x06"), terminals, _big_endian(sequence, 4),
-            fixed(bytes.fromhex(f"{LOCAL_TIME:014d}")), fixed(bytes(10)),
+            fixed(bytes.fromhex(f"{LOCAL_TIME:014d}")), _big_endian(atc, 2), fixed(PLACE),
         ]
     )  # fmt: skip
+    if profile == 1:
+        mac_messages[:, 22:] = 0
     parents = np.frombuffer(key_set.parent(), np.uint8).reshape(1, 16)
     macs = sm4.compute_macs(
-        parents, np.zeros(n, np.int32), np.ones(n, np.uint8), serials, np.ascontiguousarray(mac_messages), atc.astype(np.uint16)
+        parents,
+        np.zeros(n, np.int32),
+        np.full(n, profile, np.uint8),
+        serials,
+        np.ascontiguousarray(mac_messages),
+        atc.astype(np.uint16),
     )
     put("mac", macs)
     return Taps(messages)
@@ -173,7 +183,9 @@ ATC_FIRST: Final = 1 << 14  # so that the varint has three bytes
 SEQUENCE_FIRST: Final = 1 << 21
 
 
-def random_taps(n: int, cards: int, terminals: int, key_set: KeySet, seed: int, start: int = 0, card_first: int = 0) -> Taps:
+def random_taps(
+    n: int, cards: int, terminals: int, key_set: KeySet, seed: int, start: int = 0, card_first: int = 0, profile: int = 1
+) -> Taps:
     """`n` valid taps of random cards (`cards` of them, from number `card_first` on) at random terminals, in an order in which
     every counter goes up. `start` taps have been made before, of the same cards in batches of this size, or of others."""
     random = np.random.default_rng([seed, start])
@@ -186,4 +198,5 @@ def random_taps(n: int, cards: int, terminals: int, key_set: KeySet, seed: int, 
     first = np.r_[True, ordered[1:] != ordered[:-1]]
     ranks = np.empty(n, np.int64)
     ranks[order] = np.arange(n) - np.maximum.accumulate(np.where(first, np.arange(n), 0))
-    return make_taps(card, ATC_FIRST + start // max(n, 1) * 64 + ranks, terminal, SEQUENCE_FIRST + start + np.arange(n), key_set)
+    atc = ATC_FIRST + start // max(n, 1) * 64 + ranks
+    return make_taps(card, atc, terminal, SEQUENCE_FIRST + start + np.arange(n), key_set, profile)

@@ -1,17 +1,21 @@
 """bench unary: durable AuthorizeTap, one tap a call, on the tap port: plaintext, and with mTLS.
 
 Baselines of the same run, under the same generator (native, closed loop): the service port, and the native transport with an
-empty handler. Measured and baselines take turns."""
+empty handler. Measured and baselines take turns. And taps of profile 2 with a tariff, caps and an overdraft on, against the same
+without."""
 
 import contextlib
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from yikatong.bench.result import BenchResult, Progress, machine, median
 from yikatong.bench.served import served
 from yikatong.bench.taps import AMOUNT_FEN, bench_key_set, random_taps
+from yikatong.bench.tariff import CHARGED_FEN, tariff_arguments
 
 CONNECTIONS, STREAMS = 64, 8
 
@@ -54,12 +58,17 @@ def run(
     terminals = max(cards // 1000, 1)
     framed = random_taps(2 * taps + service_taps, cards, terminals, bench_key_set(), seed=3).framed()
     plain, secure, service = framed[:taps], framed[taps : 2 * taps], framed[2 * taps :]
-    names = ("tap port", "tap port, mTLS", "service port", "empty native handler")
+    priced = random_taps(taps, cards, terminals, bench_key_set(), seed=9, start=2 * taps + service_taps, profile=2).framed()
+    names = (
+        "tap port", "tap port, mTLS", "service port", "empty native handler", "tap port, tariffs on", "the same without a tariff",
+    )  # fmt: skip
     rates: dict[str, list[float]] = {name: [] for name in names}
     p50: dict[str, list[float]] = {name: [] for name in names}
     p99: dict[str, list[float]] = {name: [] for name in names}
     with (
+        tempfile.TemporaryDirectory(prefix="yikatong-bench-") as of_tariff,
         served(cards, terminals, progress) as (server, _, _),
+        served(cards, terminals, progress, *tariff_arguments(Path(of_tariff))) as (pricing, _, _),
         served(cards, terminals, progress, mtls=True) as (secure_server, _, folder),
         empty_port() as empty,
     ):
@@ -80,6 +89,8 @@ def run(
             turn("tap port, mTLS", secure_server.tap_address, secure, i, **tls)
             turn("service port", server.address, service, i)
             turn("empty native handler", empty, plain, i)
+            turn("the same without a tariff", tap_address, priced, i)
+            turn("tap port, tariffs on", pricing.tap_address, priced, i, charged_fen=CHARGED_FEN)
             progress("tapping", i + 1, turns)
     conditions = machine() | {
         "cards": cards, "taps": taps, "connections": CONNECTIONS, "streams": STREAMS, "durability": "fsync a group",
@@ -98,4 +109,5 @@ def run(
         result("tap port", "empty native handler"),
         result("tap port, mTLS", "tap port"),
         result("service port", "empty native handler"),
+        result("tap port, tariffs on", "the same without a tariff"),
     ]

@@ -24,7 +24,7 @@ from yikatong.core.store import Reader, Store
 from yikatong.ext.engine import settlement_date
 
 MAGIC: Final = b"YKTJRNL\n"
-FORMAT: Final = 2  # 1 had no events; its records carry no settlement day, and are read as they are
+FORMAT: Final = 3  # 1 had no events, and its records carry no settlement day; 2 had no fares: both are read as they are
 # magic, format, header bytes, first sequence, count, payload bytes, time in µs, SM3 of the header before, SHA-256 of the body
 HEADER: Final = struct.Struct("<8sHHxxxxQIIq32s32s24x")
 GENESIS: Final = bytes(32)  # stands for the header before the first

@@ -7,7 +7,6 @@ a card's taps arrive in, they end at the same charges and the same memory of rid
 Nothing is kept for this but the journal: the card's records are walked back to all that the late tap could stand on. A correction
 is a record of the card too, and tells what the tap's own record would say now."""
 
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -27,7 +26,13 @@ from yikatong.v1 import journal_pb2
 
 EVENT: Final = "late-taps"
 UTC8_S: Final = 8 * 3_600
-RIDE_KINDS: Final = (TapKind.ENTRY, TapKind.EXIT, TapKind.SINGLE)
+RIDE_KINDS: Final = tuple(map(int, (TapKind.ENTRY, TapKind.EXIT, TapKind.SINGLE)))
+PRICED, UNKNOWN_STOP = int(Outcome.PRICED), int(Outcome.UNKNOWN_STOP)
+TAP, POSTING, PRICED_FLAG = int(RecordKind.TAP), int(RecordKind.POSTING), int(types.Flag.PRICED)  # members of an enum cost time
+COLUMNS: Final = (
+    "kind", "atc", "tap_kind", "line", "stop", "industry", "terminal", "amount_due_fen", "tap_amount_fen", "fare_flags",
+    "amount_fen", "debit_account", "local_date", "local_time", "base_fen", "fare_rule", "fare_marks",
+)  # fmt: skip
 WALKED_S: Final = limits.RIDES_KEPT_S + limits.JOURNEY_MINUTES_MAX * 60
 """How far before a late tap its card's memory is made again from: what is remembered at the tap, and the oldest exit's entry."""
 
@@ -50,21 +55,30 @@ class Corrections(NamedTuple):
         return self._replace(given=self.given + 1, given_fen=self.given_fen - change_fen) if change_fen else self
 
 
-@dataclass(slots=True)
-class _Tap:
-    """A priced tap of the card: its record, the pass that it was priced with (the journal's number), and what holds of it now."""
+class _Tap(NamedTuple):
+    """A priced tap of the card: what its record says, the pass that it was priced with (the journal's number), and what holds of
+    it now."""
 
-    record: Any
     local_s: int
+    atc: int
+    kind: int
+    line: int
+    stop: int
+    industry: int
+    terminal: int
+    nominal_fen: int
+    stated_fen: int  # by the terminal, as what to charge
+    flags: int
     pass_number: int
     charged_fen: int
     base_fen: int
     rule: int
     marks: int
+    record: Any
 
     @property
     def place(self) -> tuple[int, int]:
-        return self.local_s, int(self.record["atc"])
+        return self[:2]
 
 
 def note_late(memory: Memory) -> None:
@@ -89,7 +103,7 @@ def _price_card(memory: Memory, card: int, place: tuple[int, int], time_us: int,
     assert compiled is not None
     purse = int(memory.engine.card(card)["account"])
     # 1. The card's priced taps, as far back as the late one can reach, in their right order.
-    taps = sorted(_walk(memory, card, purse, place[0] - WALKED_S), key=lambda tap: tap.place)
+    taps = _walk(memory, card, purse, place[0] - WALKED_S)
     earlier = [tap for tap in taps if tap.place < place]
     later = taps[len(earlier) :]
     # 2. The memory of rides as it was before it.
@@ -97,21 +111,20 @@ def _price_card(memory: Memory, card: int, place: tuple[int, int], time_us: int,
     fares.rides_after(rides, _done(earlier))
     # 3. Everything from it on, priced anew; this brings the memory up to date too.
     priced = compiled.evaluator.price(rides, np.zeros(len(later), np.uint32), _rides(memory, compiled, later))
-    newest = max(tap.place for tap in later if int(tap.record["tap_kind"]) in RIDE_KINDS)
-    rides["newest_s"], rides["newest_atc"] = newest
+    rides["newest_s"], rides["newest_atc"] = max(tap.place for tap in later if tap.kind in RIDE_KINDS)
     # 4. What differs is posted, all of it together.
     change = Change(memory, time_us)
-    for tap, fare in zip(later, priced, strict=True):
-        outcome = int(fare["outcome"])
-        if outcome not in (Outcome.PRICED, Outcome.UNKNOWN_STOP):
+    columns = zip(*(priced[name].tolist() for name in ("outcome", "charged_fen", "base_fen", "base_rule", "marks")), strict=True)
+    for at, (tap, (outcome, charged_fen, base_fen, base_rule, marks)) in enumerate(zip(later, columns, strict=True)):
+        if outcome == UNKNOWN_STOP:
+            charged_fen = tap.stated_fen
+        elif outcome != PRICED:
             continue  # the tariff that priced it is not there any more
-        charged_fen = int(fare["charged_fen"]) if outcome == Outcome.PRICED else int(tap.record["tap_amount_fen"])
-        rule = int(memory.tariffs.rule_numbers[int(fare["base_rule"])])
-        base_fen, marks = int(fare["base_fen"]), int(fare["marks"])
+        rule = int(memory.tariffs.rule_numbers[base_rule])
         if (charged_fen, base_fen, rule, marks) == (tap.charged_fen, tap.base_fen, tap.rule, tap.marks):
             continue
-        operator = int(memory.engine.terminal(int(tap.record["terminal"]))["account"])
-        facts = _facts(tap, base_fen, rule, marks) + _explanation(memory, fare)
+        operator = int(memory.engine.terminal(tap.terminal)["account"])
+        facts = _facts(tap, base_fen, rule, marks) + _explanation(memory, priced[at])
         change.correct(card, purse, operator, charged_fen - tap.charged_fen, facts)
         corrections = corrections.plus(charged_fen - tap.charged_fen)
     change.remember_rides(card, rides.tobytes())
@@ -123,42 +136,47 @@ def _price_card(memory: Memory, card: int, place: tuple[int, int], time_us: int,
 
 
 def _walk(memory: Memory, card: int, purse: int, from_local_s: int) -> list[_Tap]:
-    """The card's priced taps from a local time on, each as it stands after its corrections.
+    """The card's priced taps from a local time on, in their right order, each as it stands after its corrections.
 
     No tap's local time is later than its journal time, but for what its terminal's clock may be ahead: so the walk has an end."""
     until_us = (from_local_s - UTC8_S - limits.CLOCK_AHEAD_S_MAX) * 1_000_000
-    newest: dict[int, Any] = {}  # by ATC, the newest correction
+    newest: dict[int, tuple[int, int, int]] = {}  # by ATC: base, rule and marks of the newest correction
     change_fen: dict[int, int] = {}
+    records, passes = _records(memory, card, until_us)
     taps = []
-    for record, pass_number in _records(memory, card, until_us):
-        atc = int(record["atc"])
-        if record["kind"] == RecordKind.POSTING:
-            newest.setdefault(atc, record)
-            amount_fen = int(record["amount_fen"])
-            change_fen[atc] = change_fen.get(atc, 0) + (amount_fen if record["debit_account"] == purse else -amount_fen)
+    columns = zip(*(records[name].tolist() for name in COLUMNS), strict=True)
+    for record, pass_number, row in zip(records, passes, columns, strict=True):
+        (
+            kind, atc, tap_kind, line, stop, industry, terminal, due_fen, stated_fen, flags, amount_fen, debit, date, time,
+            base_fen, rule, marks,
+        ) = row  # fmt: skip
+        if kind == POSTING:
+            newest.setdefault(atc, (base_fen, rule, marks))
+            change_fen[atc] = change_fen.get(atc, 0) + (amount_fen if debit == purse else -amount_fen)
             continue
-        local_s = local_seconds(int(record["local_date"]), int(record["local_time"])) + UTC8_S
+        local_s = local_seconds(date, time) + UTC8_S
         if local_s < from_local_s:
             continue
-        facts = newest.get(atc, record)
-        charged_fen = int(record["amount_fen"]) + change_fen.get(atc, 0)
+        charged_fen = amount_fen + change_fen.get(atc, 0)
+        base_fen, rule, marks = newest.get(atc, (base_fen, rule, marks))
         taps.append(
             _Tap(
-                record, local_s, pass_number, charged_fen, int(facts["base_fen"]), int(facts["fare_rule"]),
-                int(facts["fare_marks"]),
+                local_s, atc, tap_kind, line, stop, industry, terminal, due_fen or stated_fen, stated_fen, flags, pass_number,
+                charged_fen, base_fen, rule, marks, record,
             )
         )  # fmt: skip
+    taps.sort(key=lambda tap: tap.place)
     return taps
 
 
-def _records(memory: Memory, card: int, until_us: int) -> list[tuple[Any, int]]:
-    """The card's records of priced taps and of corrections from a journal time on, newest first, each with the number of the pass
-    that was good; those at hand, and then those on disk."""
-    records, notes, sequence = memory.engine.priced_records(card, until_us)
-    passes = np.frombuffer(notes, NOTE)["pass_number"].tolist()
-    found: list[tuple[Any, int]] = list(zip(np.frombuffer(records, RECORD), passes, strict=True))
+def _records(memory: Memory, card: int, until_us: int) -> tuple[Array, list[int]]:
+    """The card's records of priced taps and of corrections from a journal time on, newest first, and for each the number of the
+    pass that was good; those at hand, and then those on disk."""
+    at_hand, notes, sequence = memory.engine.priced_records(card, until_us)
+    records, passes = np.frombuffer(at_hand, RECORD), np.frombuffer(notes, NOTE)["pass_number"].tolist()
     if not sequence:
-        return found
+        return records, passes
+    found: list[bytes] = []
     with memory.journal.read() as reader:
         entry = None
         while sequence:
@@ -166,14 +184,15 @@ def _records(memory: Memory, card: int, until_us: int) -> list[tuple[Any, int]]:
                 entry = reader.entry(sequence)
                 if entry is None:
                     raise Damaged(f"journal: record {sequence} is missing")
-            record = entry.array[sequence - entry.first_sequence]
-            if int(record["time_us"]) < until_us:
+                array = entry.array
+            record = array[sequence - entry.first_sequence]
+            if record["time_us"] < until_us:
                 break
-            if record["flags"] & types.Flag.PRICED:
-                pass_number = priced_tap(entry, record).pass_number if record["kind"] == RecordKind.TAP else 0
-                found.append((record.copy(), pass_number))
+            if record["flags"] & PRICED_FLAG:
+                found.append(record.tobytes())
+                passes.append(priced_tap(entry, record).pass_number if record["kind"] == TAP else 0)
             sequence = int(record["card_previous"])
-    return found
+    return np.concatenate([records, np.frombuffer(b"".join(found), RECORD)]), passes
 
 
 # ---- as the evaluator reads and writes it ----
@@ -181,23 +200,25 @@ def _records(memory: Memory, card: int, until_us: int) -> list[tuple[Any, int]]:
 
 def _done(taps: list[_Tap]) -> Array:
     done = np.zeros(len(taps), fares.RIDE_DONE)
-    for row, tap in zip(done, taps, strict=True):
-        row["local_s"], row["line"], row["stop"] = tap.local_s, tap.record["line"], tap.record["stop"]
-        row["kind"], row["marks"], row["charged_fen"] = tap.record["tap_kind"], tap.marks, tap.charged_fen
+    for name in ("local_s", "line", "stop", "kind", "marks", "charged_fen"):
+        done[name] = [getattr(tap, name) for tap in taps]
     return done
 
 
 def _rides(memory: Memory, compiled: Compiled, taps: list[_Tap]) -> Array:
     """Operators are asked by the terminal; rider category and pass are those that the taps were priced with at first."""
     rides = np.zeros(len(taps), fares.RIDE)
-    for row, tap in zip(rides, taps, strict=True):
-        record, flags = tap.record, int(tap.record["fare_flags"])
-        row["local_s"], row["line"], row["stop"] = tap.local_s, record["line"], record["stop"]
-        row["industry"], row["kind"] = record["industry"], record["tap_kind"]
-        row["nominal_fen"] = record["amount_due_fen"] or record["tap_amount_fen"]
-        row["operator_number"] = memory.engine.terminal(int(record["terminal"]))["operator_number"]
-        row["rider"], row["stated"] = flags >> types.FARE_RIDER_SHIFT & 7, flags & types.FareFlag.STATED
-        row["pass"] = compiled.tariffs.pass_number.get(memory.tariffs.pass_ids.get(tap.pass_number, ""), 0)
+    for name in ("local_s", "line", "stop", "kind", "industry", "nominal_fen"):
+        rides[name] = [getattr(tap, name) for tap in taps]
+    flags = np.array([tap.flags for tap in taps], np.uint8)
+    rides["rider"], rides["stated"] = flags >> types.FARE_RIDER_SHIFT & 7, flags & int(types.FareFlag.STATED)
+    operators = {terminal: memory.engine.terminal(terminal)["operator_number"] for terminal in {tap.terminal for tap in taps}}
+    rides["operator_number"] = [operators[tap.terminal] for tap in taps]
+    numbers = {0: 0} | {
+        number: compiled.tariffs.pass_number.get(memory.tariffs.pass_ids.get(number, ""), 0)
+        for number in {tap.pass_number for tap in taps}
+    }
+    rides["pass"] = [numbers[tap.pass_number] for tap in taps]
     return rides
 
 
@@ -205,7 +226,7 @@ def _facts(tap: _Tap, base_fen: int, rule: int, marks: int) -> bytes:
     facts = np.zeros(1, CORRECTION)
     for name in ("terminal", "terminal_sequence", "local_date", "local_time", "line", "stop", "atc", "tap_kind"):
         facts[name] = tap.record[name]
-    facts["fare_flags"] = int(tap.record["fare_flags"]) & ~int(types.FareFlag.PROVISIONAL)
+    facts["fare_flags"] = tap.flags & ~int(types.FareFlag.PROVISIONAL)
     facts["base_fen"], facts["fare_rule"], facts["fare_marks"] = base_fen, rule, marks
     return facts.tobytes()
 

@@ -3,6 +3,7 @@
 A data directory is one process's by a lock for as long as it serves; readers (check, export, backup) come beside it at any
 time, since LMDB gives each transaction a picture that does not change."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -39,7 +40,9 @@ class Reader:
         return value
 
     def items(self, database: str, start: bytes = b"") -> Iterator[tuple[bytes, memoryview]]:
-        """In order of key, from `start` on."""
+        """In order of key, from `start` on; none of a database that an older file does not have."""
+        if database not in self._store.databases:
+            return
         with self._transaction.cursor(db=self._store.databases[database]) as cursor:
             found = cursor.set_range(start) if start else cursor.first()
             while found:
@@ -135,9 +138,12 @@ class Store:
                 readahead=False,
                 meminit=False,
             )
-            self.databases = {
-                database: self.environment.open_db(database.encode(), create=not readonly) for database in DATABASES[name]
-            }
+            self.databases = {}
+            for database in DATABASES[name]:
+                with contextlib.suppress(
+                    *([lmdb.NotFoundError] if readonly else [])
+                ):  # an older file, whose server never ran since
+                    self.databases[database] = self.environment.open_db(database.encode(), create=not readonly)
         except (lmdb.Error, OSError) as error:
             raise DataError(f"{self.path}: {error}") from error
 

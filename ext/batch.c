@@ -33,8 +33,10 @@ int yk_run(yk_engine *engine, const yk_tap *taps, uint32_t n, const yk_priors *p
     if (yk_seen_reserve(&engine->card_seen, n, seed) != 0 || yk_seen_reserve(&engine->terminal_seen, n, seed) != 0)
         return YK_NO_MEMORY;
 
-    enum { AHEAD = 8 };
+    enum { AHEAD = 8, FAR_AHEAD = 16 };
     for (uint32_t i = 0; i < n; i++) {
+        if (i + FAR_AHEAD < n && taps[i + FAR_AHEAD].card != YK_NONE)
+            __builtin_prefetch(yk_table_read(&engine->cards, taps[i + FAR_AHEAD].card), 1);
         if (i + AHEAD < n && taps[i + AHEAD].card != YK_NONE) {
             const yk_tap *next = &taps[i + AHEAD];
             const yk_card *card = yk_table_read(&engine->cards, next->card);
@@ -46,6 +48,8 @@ int yk_run(yk_engine *engine, const yk_tap *taps, uint32_t n, const yk_priors *p
                 yk_seen_prefetch(&engine->terminal_seen,
                                  yk_hash(yk_terminal_seen_key(next->terminal, next->terminal_sequence), seed));
         }
+        if (engine->has_tariff)
+            __builtin_prefetch(&engine->notes[(engine->next_sequence + AHEAD) & (engine->config.ring_records - 1)], 1);
         yk_decision decision;
         error = yk_decide(engine, &taps[i], priors, &decision);
         if (error) return error;

@@ -319,6 +319,23 @@ static inline uint64_t yk_seen_anywhere(const yk_seen *young, const yk_seen *fro
     return sequence ? sequence : yk_seen_find(frozen, key, hash);
 }
 
+/* ---- writing protobuf ---- */
+
+static inline uint8_t *yk_put_varint(uint8_t *out, uint64_t value) {
+    for (; value >= 0x80; value >>= 7) *out++ = (uint8_t)(value | 0x80);
+    *out++ = (uint8_t)value;
+    return out;
+}
+
+/* The length of what was written from `start` on goes before it, where one byte was left for it; what is longer moves up. */
+static inline uint8_t *yk_close_length(uint8_t *start, uint8_t *out) {
+    size_t length = (size_t)(out - start), more = 0;
+    for (size_t rest = length; rest >= 0x80; rest >>= 7) more++;
+    if (more) memmove(start + more, start, length);
+    yk_put_varint(start - 1, length);
+    return out + more;
+}
+
 /* The newest records stay in the ring; `margin` is how many more may be written before the record is looked at. */
 static inline int yk_in_ring(const yk_engine *engine, uint64_t sequence, uint64_t margin) {
     return sequence >= engine->ring_first && sequence + engine->config.ring_records > engine->next_sequence + margin;

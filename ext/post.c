@@ -37,9 +37,7 @@ yk_record *yk_begin_record(yk_engine *engine, uint8_t kind, uint8_t result, int6
 void yk_add_payload(yk_engine *engine, yk_record *record, const uint8_t *bytes, uint32_t n) {
     record->payload_place = engine->payload_bytes + 1;
     uint8_t *out = engine->payload + engine->payload_bytes;
-    uint32_t length = n;
-    for (; length >= 0x80; length >>= 7) *out++ = (uint8_t)(length | 0x80);
-    *out++ = (uint8_t)length;
+    out = yk_put_varint(out, n);
     memcpy(out, bytes, n);
     engine->payload_bytes = (uint32_t)(out + n - engine->payload);
 }
@@ -128,47 +126,41 @@ void yk_rides_booked(yk_engine *engine, const yk_record *record, uint32_t local_
     rides->newest_atc = record->atc;
 }
 
-static uint8_t *put_varint(uint8_t *out, uint64_t value) {
-    for (; value >= 0x80; value >>= 7) *out++ = (uint8_t)(value | 0x80);
-    *out++ = (uint8_t)value;
-    return out;
-}
-
 /* A packed field shorter than 128 bytes. */
 static uint8_t *put_packed(uint8_t *out, unsigned field, const uint64_t *values, unsigned n) {
     if (!n) return out;
     *out++ = (uint8_t)(field << 3 | 2);
     uint8_t *start = ++out;
-    for (unsigned i = 0; i < n; i++) out = put_varint(out, values[i]);
+    for (unsigned i = 0; i < n; i++) out = yk_put_varint(out, values[i]);
     start[-1] = (uint8_t)(out - start);
     return out;
 }
 
-/* PricedTap of journal.proto: what explains the fare, and the tap as it came where a record cannot hold it. */
+/* PricedTap of journal.proto: what explains the fare, and the tap as it came where a record cannot hold it. Written in place: to copy
+ * what was just stored byte by byte would wait for all stores before it, some of which miss the cache. */
 static void add_priced_payload(yk_engine *engine, const yk_fare_note *note, const yk_tap *tap, yk_record *record) {
-    uint8_t bytes[256], *out = bytes;
+    if (!note->count && !note->pass_number && !tap->keep_message) return;
     uint64_t rules[YK_ADJUSTMENTS_MAX], amounts[YK_ADJUSTMENTS_MAX];
     for (unsigned i = 0; i < note->count; i++) {
         rules[i] = note->rule[i];
         amounts[i] = (uint64_t)note->amount_fen[i] << 1 ^ (uint64_t)(note->amount_fen[i] >> 63);
     }
+    record->payload_place = engine->payload_bytes + 1;
+    uint8_t *start = engine->payload + engine->payload_bytes + 1, *out = start; /* one byte for the length, if that is enough */
     out = put_packed(out, 1, rules, note->count);
     out = put_packed(out, 2, amounts, note->count);
     if (note->pass_number) {
         *out++ = 3 << 3;
-        out = put_varint(out, note->pass_number);
+        out = yk_put_varint(out, note->pass_number);
     }
     if (tap->keep_message) {
         *out++ = 4 << 3 | 2;
-        out = put_varint(out, tap->message_bytes);
+        out = yk_put_varint(out, tap->message_bytes);
+        memcpy(out, tap->message, tap->message_bytes);
+        out += tap->message_bytes;
     }
-    uint32_t head = (uint32_t)(out - bytes), message_bytes = tap->keep_message ? tap->message_bytes : 0;
-    if (!head) return;
-    record->payload_place = engine->payload_bytes + 1;
-    out = put_varint(engine->payload + engine->payload_bytes, head + message_bytes);
-    memcpy(out, bytes, head);
-    memcpy(out + head, tap->message, message_bytes);
-    engine->payload_bytes = (uint32_t)(out + head + message_bytes - engine->payload);
+    out = yk_close_length(start, out);
+    engine->payload_bytes = (uint32_t)(out - engine->payload);
 }
 
 /* The fare into the record and its note, and the ride into the card's memory or, where it came late, among those to do again. */

@@ -1,16 +1,10 @@
 /* The last stage: answers to bytes. The same bytes as the protobuf runtime writes: fields in order, defaults left out. */
 #include "engine.h"
 
-static uint8_t *put_varint(uint8_t *out, uint64_t value) {
-    for (; value >= 0x80; value >>= 7) *out++ = (uint8_t)(value | 0x80);
-    *out++ = (uint8_t)value;
-    return out;
-}
-
 static uint8_t *put_field(uint8_t *out, unsigned field, uint64_t value) {
     if (!value) return out;
     *out++ = (uint8_t)(field << 3);
-    return put_varint(out, value);
+    return yk_put_varint(out, value);
 }
 
 /* Names of the fields of Tap, by number; tests hold them against the proto. */
@@ -23,19 +17,9 @@ static const char *const tap_fields[] = {
 static uint8_t *put_text(uint8_t *out, unsigned field, const char *text, size_t length) {
     if (!length) return out;
     *out++ = (uint8_t)(field << 3 | 2);
-    out = put_varint(out, length);
+    out = yk_put_varint(out, length);
     memcpy(out, text, length);
     return out + length;
-}
-
-/* The length of what was written from `start` on goes before it, where one byte was left for it. */
-static uint8_t *close_length(uint8_t *start, uint8_t *out) {
-    size_t length = (size_t)(out - start);
-    uint8_t bytes[10];
-    size_t more = (size_t)(put_varint(bytes, length) - bytes) - 1;
-    if (more) memmove(start + more, start, length);
-    memcpy(start - 1, bytes, more + 1);
-    return out + more;
 }
 
 static const yk_rule_id *rule_id(const yk_engine *engine, uint16_t rule) {
@@ -56,11 +40,11 @@ static uint8_t *put_fare(const yk_engine *engine, uint8_t *out, const yk_outcome
         uint8_t *of_adjustment = ++out;
         out = put_text(out, 1, rule->id, rule->bytes);
         out = put_field(out, 2, (uint64_t)note->amount_fen[i]);
-        out = close_length(of_adjustment, out);
+        out = yk_close_length(of_adjustment, out);
     }
     out = put_text(out, 4, base->id, base->tariff_bytes);
     out = put_field(out, 5, outcome->provisional);
-    return close_length(start, out);
+    return yk_close_length(start, out);
 }
 
 /* Without the fare: eight fields, none longer than its tag and the varint or name in it. */
@@ -100,7 +84,7 @@ size_t yk_respond(const yk_engine *engine, const yk_outcome *outcomes, const yk_
     for (uint32_t i = 0; i < n; i++) {
         *out++ = 1 << 3 | 2;
         uint8_t *of_outcome = ++out;
-        out = close_length(of_outcome, put_outcome(engine, out, &outcomes[i], &notes[i]));
+        out = yk_close_length(of_outcome, put_outcome(engine, out, &outcomes[i], &notes[i]));
     }
     return (size_t)(out - start);
 }

@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 from harness import ISSUER, Harness, authorize_request, limited, make_tap, submit_request
 from riders import (
@@ -27,6 +28,7 @@ from yikatong.core import commands, limits
 from yikatong.core.check import check
 from yikatong.core.config import Settings
 from yikatong.core.errors import ConfigError, InvalidRequest
+from yikatong.core.export import export
 from yikatong.core.memory import EngineSettings
 from yikatong.core.rules.compile import compile_tariffs
 from yikatong.core.rules.fares import Outcome
@@ -345,6 +347,29 @@ def test_state_of_format_2_is_read(tmp_path: Path) -> None:
         core.restart()
         assert core.memory.checkpoint_sequence == 1
         assert core.engine.rides(0) == bytes(64)
+        environment = core.directory.state.environment
+        with environment.begin(write=True) as transaction:
+            transaction.drop(core.directory.state.databases["rides"])
+    assert check(tmp_path, EngineSettings()).cards == 1  # it only reads, and does without
+
+
+def test_a_priced_journal_is_exported(tmp_path: Path) -> None:
+    taps = draw_taps(random.Random(2), RIDERS[:3], 40, 10)
+    with Harness(tmp_path / "data", tariffs=COMPILED) as core:
+        open_city(core, RIDERS[:3])
+        core.now_us += DAYS * 86_400 * 1_000_000
+        core.submit(*reversed(taps))  # all but the last come late: corrections, and memories of rides
+        records = core.engine.next_sequence - 1
+    out = tmp_path / "journal.parquet"
+    assert export(tmp_path / "data", out, "parquet", EngineSettings()) == records
+    rows = pyarrow.parquet.read_table(out).to_pylist()
+    kinds = {row["kind"] for row in rows}
+    assert {"TAP", "EVENT", "POSTING", "RIDES"} <= kinds
+    told = {(row["card_number"], row["atc"]): row for row in rows if row["kind"] == "TAP"}
+    for tap in taps:
+        row = told[tap.card_number, tap.atc]
+        assert (row["tap_amount_fen"], row["terminal_number"]) == (tap.amount_fen, tap.terminal_number.hex())
+        assert row["chip_balance_before_fen"] in (None, 77)
 
 
 def test_rides_in_a_record_must_be_whole(tmp_path: Path) -> None:
