@@ -125,6 +125,7 @@ class Store:
         self.path = directory / f"{name}.mdb"
         if readonly and not self.path.exists():
             raise DataError(f"{self.path}: there is no such file")
+        missing = (lmdb.NotFoundError,) if readonly else ()  # an older file does not have all of them
         try:
             self.environment = lmdb.open(
                 str(self.path),
@@ -140,9 +141,7 @@ class Store:
             )
             self.databases = {}
             for database in DATABASES[name]:
-                with contextlib.suppress(
-                    *([lmdb.NotFoundError] if readonly else [])
-                ):  # an older file, whose server never ran since
+                with contextlib.suppress(*missing):
                     self.databases[database] = self.environment.open_db(database.encode(), create=not readonly)
         except (lmdb.Error, OSError) as error:
             raise DataError(f"{self.path}: {error}") from error
