@@ -19,9 +19,10 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
+from google.protobuf.message import Message
 
 from yikatong.core import limits
 from yikatong.core.change import Change, answered
@@ -64,8 +65,14 @@ from yikatong.v1 import clearing_service_pb2, exception_service_pb2, settlement_
 
 Progress = Callable[[int, int], None]
 Answer = TypeVar("Answer")
-Ask = Callable[[Callable[[Memory, int], Any]], Any]
-"""Runs a command on the writer's thread and returns its answer when that is durable."""
+Response = TypeVar("Response", bound=Message)
+
+
+class Ask(Protocol):
+    """Runs a command on the writer's thread and returns its answer when that is durable."""
+
+    def __call__(self, command: Callable[[Memory, int], Answer], /) -> Answer: ...
+
 
 FOLDER: Final = "clearing"  # in the data directory
 SETTLED_FOLDER: Final = "settlement"  # likewise: a folder a settlement date
@@ -347,7 +354,12 @@ class Day:
         date = check_date(request.settlement_date)
         with self._read() as reader:
             has_records = find_window(reader, date) is not None
-        return self.ask(lambda memory, time_us: close_window(memory, request, time_us, has_records=has_records))  # type: ignore[no-any-return]
+        return self.ask(lambda memory, time_us: close_window(memory, request, time_us, has_records=has_records))
+
+    def _before(self, request: Any, response: type[Response]) -> tuple[Response | None, clearing_service_pb2.WindowDocument]:
+        """The answer that a request got before, if it did, and its window as it stands."""
+        date = request.settlement_date
+        return self.ask(lambda memory, _: (answered(memory, request, response), window_document(memory, date)))
 
     # ---- 2. clear, 3. net ----
 
@@ -356,15 +368,15 @@ class Day:
     ) -> clearing_service_pb2.ClearWindowResponse:
         """ClearingService.ClearWindow. Raises ConfigError where the core was started without agreements."""
         response = clearing_service_pb2.ClearWindowResponse
-        date = check_date(request.settlement_date)
+        check_date(request.settlement_date)
         agreements = self._agreements
         if agreements is None:
             raise ConfigError("agreements", "is not set: without agreements nothing can be cleared")
         with self._one_at_a_time:
             # 1. May it be cleared? A picture of the journal that is taken after the window was closed holds all of it.
-            answer, document = self.ask(lambda memory, _: (answered(memory, request, response), window_document(memory, date)))
+            answer, document = self._before(request, response)
             if answer is not None:
-                return answer  # type: ignore[no-any-return]
+                return answer
             with self._read() as reader:
                 return self._clear(reader, request, document, agreements, progress)
 
@@ -410,10 +422,10 @@ class Day:
             before = _window_before(reader, previous)
             if before is not None:
                 self._files.drop(before.date, "cards", "pending")  # the last but one is not gone back to
-        return answer  # type: ignore[no-any-return]
+        return answer
 
     def _plan(self, window: Range, previous: Range | None, agreements: Agreements) -> _Plan:
-        return self.ask(lambda memory, _: _plan(memory, window, previous, limits.APPEAL_DAYS_MAX))  # type: ignore[no-any-return]
+        return self.ask(lambda memory, _: _plan(memory, window, previous, limits.APPEAL_DAYS_MAX))
 
     def _tally(
         self,
@@ -477,9 +489,9 @@ class Day:
         response = settlement_service_pb2.SettleWindowResponse
         date = check_date(request.settlement_date)
         with self._one_at_a_time:
-            answer, document = self.ask(lambda memory, _: (answered(memory, request, response), window_document(memory, date)))
+            answer, document = self._before(request, response)
             if answer is not None:
-                return answer  # type: ignore[no-any-return]
+                return answer
             if (state := WindowState(document.window.state)) is not WindowState.CLEARED:
                 return response(result=wire(IN_THE_WAY[state]), window=document.window)
             netted, payees = netted_of(document), self.payees(date)
@@ -491,7 +503,7 @@ class Day:
             # 2. The instructions, and the window's state where there are none.
             answer = self.ask(lambda memory, time_us: _post_settlement(memory, request, orders, payees, time_us))
             failpoint("settle-issued")
-            return answer  # type: ignore[no-any-return]
+            return answer
 
     def _time_of(self, sequence: int) -> int:
         with self._read() as reader:
@@ -503,12 +515,12 @@ class Day:
     def abort(self, request: settlement_service_pb2.AbortWindowRequest) -> settlement_service_pb2.AbortWindowResponse:
         """SettlementService.AbortWindow."""
         check_date(request.settlement_date)
-        return self.ask(lambda memory, time_us: _abort(memory, request, time_us))  # type: ignore[no-any-return]
+        return self.ask(lambda memory, time_us: _abort(memory, request, time_us))
 
     def resume(self, request: settlement_service_pb2.ResumeWindowRequest) -> settlement_service_pb2.ResumeWindowResponse:
         """SettlementService.ResumeWindow."""
         check_date(request.settlement_date)
-        return self.ask(lambda memory, time_us: _resume(memory, request, time_us))  # type: ignore[no-any-return]
+        return self.ask(lambda memory, time_us: _resume(memory, request, time_us))
 
     def list_files(
         self, request: settlement_service_pb2.ListSettlementFilesRequest
@@ -560,14 +572,14 @@ class Day:
     ) -> settlement_service_pb2.SealWindowResponse:
         """SettlementService.SealWindow. Raises ConfigError where the core was started without a key to sign with."""
         response = settlement_service_pb2.SealWindowResponse
-        date = check_date(request.settlement_date)
+        check_date(request.settlement_date)
         key = self._seal_key
         if key is None:
             raise ConfigError("seal_key", "is not set: without a key nothing can be sealed")
         with self._one_at_a_time:
-            answer, document = self.ask(lambda memory, _: (answered(memory, request, response), window_document(memory, date)))
+            answer, document = self._before(request, response)
             if answer is not None:
-                return answer  # type: ignore[no-any-return]
+                return answer
             if (refused := _seal_refused(document)) is not None:
                 return response(result=wire(refused), window=document.window)
             with self._read() as reader:
@@ -597,7 +609,7 @@ class Day:
         failpoint("seal-made")
         answer = self.ask(lambda memory, time_us: _post_seal(memory, request, sealed, time_us))
         failpoint("seal-kept")
-        return answer  # type: ignore[no-any-return]
+        return answer
 
     def get_seal(self, request: settlement_service_pb2.GetSealRequest) -> settlement_service_pb2.GetSealResponse:
         """SettlementService.GetSeal."""
@@ -722,7 +734,7 @@ class Day:
         rows = rows[rows["sequence"] == request.journal_sequence]
         if not len(rows):
             raise NotFound("exception", f"of record {request.journal_sequence} in the window of {request.settlement_date}")
-        return self.ask(lambda memory, time_us: _take_up(memory, request, rows[0], time_us))  # type: ignore[no-any-return]
+        return self.ask(lambda memory, time_us: _take_up(memory, request, rows[0], time_us))
 
 
 def _window_before(reader: JournalReader, window: Range) -> Range | None:

@@ -176,16 +176,19 @@ def bank_file(data: Path | None, server: str | None, file: Path) -> None:
     )  # fmt: skip
 
 
+def _turn(data: Path | None, server: str | None, date: int, step: str, kind: Any) -> None:
+    with _day(data, server) as steps:
+        window = _answered(getattr(steps, step)(kind(request_id=secrets.token_bytes(16), settlement_date=date))).window
+    OUT.print(f"{date}: {WindowState(window.state).name.lower()}", highlight=False)
+
+
 @day.command()
 @data_option
 @server_option
 @date_option
 def abort(data: Path | None, server: str | None, date: int) -> None:
     """Break the settlement of a window off, while the bank has said nothing of it."""
-    with _day(data, server) as steps:
-        request = settlement_service_pb2.AbortWindowRequest(request_id=secrets.token_bytes(16), settlement_date=date)
-        _answered(steps.abort(request))
-    OUT.print(f"{date}: aborted", highlight=False)
+    _turn(data, server, date, "abort", settlement_service_pb2.AbortWindowRequest)
 
 
 @day.command()
@@ -194,10 +197,7 @@ def abort(data: Path | None, server: str | None, date: int) -> None:
 @date_option
 def resume(data: Path | None, server: str | None, date: int) -> None:
     """Bring a window whose settlement was broken off back to cleared."""
-    with _day(data, server) as steps:
-        request = settlement_service_pb2.ResumeWindowRequest(request_id=secrets.token_bytes(16), settlement_date=date)
-        _answered(steps.resume(request))
-    OUT.print(f"{date}: cleared", highlight=False)
+    _turn(data, server, date, "resume", settlement_service_pb2.ResumeWindowRequest)
 
 
 @day.command()

@@ -14,6 +14,17 @@ class InvalidRequest(YikatongError):
         self.reason = reason
 
 
+class FileFault(YikatongError):
+    """A file that somebody wrote is wrong: the file, the line and the field, and the reason. It is refused whole."""
+
+    def __init__(self, file: str, line: int, field: str, reason: str) -> None:
+        super().__init__(f"{file}:{line}: {field}: {reason}" if field else f"{file}:{line}: {reason}")
+        self.file = file
+        self.line = line
+        self.field = field
+        self.reason = reason
+
+
 class NotFound(YikatongError):
     """What was asked for is not there. Permanent until somebody makes it."""
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NoReturn, TypeVar
 
-from yikatong.core.errors import DataError, YikatongError
+from yikatong.core.errors import DataError, FileFault
 from yikatong.core.journal import sm3
 
 Value = TypeVar("Value")
@@ -37,15 +37,8 @@ _DIGEST: Final = re.compile(rb"DIGEST,SM3,([0-9a-f]{64})\r?\n?")
 _INTEGER: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,17})")
 
 
-class FileError(YikatongError):
-    """A file is not what it should be: its name, the line (from 1), the field, and the reason. Nothing of it counts."""
-
-    def __init__(self, file: str, line: int, field: str, reason: str) -> None:
-        super().__init__(f"{file}:{line}: {field}: {reason}" if field else f"{file}:{line}: {reason}")
-        self.file = file
-        self.line = line
-        self.field = field
-        self.reason = reason
+class FileError(FileFault):
+    """A participant's or a bank's file is not what it should be. Nothing of it counts."""
 
 
 # ---- single values ----

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from yikatong.core.errors import YikatongError
+from yikatong.core.errors import FileFault
 
 Place = tuple[str | int, ...]  # ("fares", 2, "amount_fen"): the third [[fares]] table's key
 
@@ -22,15 +22,8 @@ _MISSING: Final = object()
 Choice = TypeVar("Choice")
 
 
-class RuleError(YikatongError):
-    """A rule file is wrong: the file, the line and the field, and the reason. Nothing of the file is in force."""
-
-    def __init__(self, file: str, line: int, field: str, reason: str) -> None:
-        super().__init__(f"{file}:{line}: {field}: {reason}" if field else f"{file}:{line}: {reason}")
-        self.file = file
-        self.line = line
-        self.field = field
-        self.reason = reason
+class RuleError(FileFault):
+    """A rule file is wrong. Nothing of it is in force."""
 
 
 def dotted(place: Place) -> str:
