@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,7 @@ MOVED_BY_CLEARING = {
 }
 
 
+@cache
 def agreements(text: str = AGREEMENTS) -> Agreements:
     return Agreements(Source("agreements.toml", text.encode()))
 
@@ -124,8 +126,8 @@ def _move_on(memory: Any, date: int, event: WindowEvent, time_us: int) -> Result
 class City(Harness):
     """Cards 0 to 3 with money, a terminal of each operator."""
 
-    def __init__(self, path: Path, text: str = AGREEMENTS, folder: bool = True) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, text: str = AGREEMENTS, folder: bool = True, **settings: int) -> None:
+        super().__init__(path, **settings)
         self.text = text
         self.folder = path / "clearing" if folder else None
         self.sequences: Counter[str] = Counter()
