@@ -176,7 +176,9 @@ class Books:
     ranges: dict[int, tuple[int, int]] = field(default_factory=dict)
     closed_day: int = -1  # no record after this belongs to it or to a day before
     taps: dict[tuple[int, int], int] = field(default_factory=dict)  # (card, ATC) used up → sequence
-    tap_at: dict[int, tuple[int, int, int, int, int]] = field(default_factory=dict)  # see `acknowledged`
+    tap_at: dict[int, tuple[int, int, int, int, int]] = field(
+        default_factory=dict
+    )  # by sequence: card, ATC, terminal sequence, result, fen
     charged: dict[tuple[int, int], int] = field(default_factory=dict)  # of a tap, with what corrected it since
     charges: dict[int, tuple[int, int]] = field(default_factory=dict)  # sequence → amount, account that paid
     unproved: dict[int, tuple[int, int, int]] = field(default_factory=dict)  # grey and torn taps: card, ATC, amount
@@ -205,7 +207,7 @@ def records_of(path: Path, after: int = 0, chain: bytes = bytes(32)) -> Iterator
             for key, value in cursor:
                 header, body = value[: HEADER.size], value[HEADER.size :]
                 magic, version, header_bytes, first, count, payload_bytes, _, previous, digest = HEADER.unpack(header)
-                require(magic == b"YKTJRNL\n" and version <= 2, f"sequence {first}: not a journal value")
+                require(magic == b"YKTJRNL\n" and version <= 3, f"sequence {first}: not a journal value")
                 require(int.from_bytes(key, "big") == first, f"sequence {first}: under another key")
                 require(header_bytes == HEADER.size, f"sequence {first}: a header of {header_bytes} bytes")
                 require(len(body) == count * RECORD.size + payload_bytes, f"sequence {first}: a wrong length")
@@ -328,9 +330,8 @@ class Auditor:
             counter = record.card, record.atc
             require(counter not in books.taps, f"{where}: a card's counter was used up before")
             books.taps[counter] = record.sequence
-        books.tap_at[record.sequence] = (
-            record.card, record.atc, record.terminal_sequence, record.result, record.amount_fen if record.credit_account != NONE else 0
-        )  # fmt: skip
+        amount_fen = record.amount_fen if record.credit_account != NONE else 0
+        books.tap_at[record.sequence] = record.card, record.atc, record.terminal_sequence, record.result, amount_fen
         charged = record.result in (ACCEPTED, DEBT_BOOKED)
         require(charged == (record.credit_account != NONE), f"{where}: money and result do not agree")
         if record.result in (GREY, TORN) and record.card != NONE:
@@ -531,9 +532,7 @@ class Auditor:
         stated = {position.participant: sum(line.amount_fen for line in position.lines) for position in document.positions}
         require(all(stated[each.participant] == each.net_fen for each in document.positions), f"{where}: lines and nets differ")
         require(sum(stated.values()) == 0, f"{where}: its positions do not sum to zero")
-        differences = {
-            name: (stated.get(name, 0), own[name]) for name in {*stated, *own} if stated.get(name, 0) != own[name]
-        }
+        differences = {name: (stated.get(name, 0), own[name]) for name in {*stated, *own} if stated.get(name, 0) != own[name]}
         require(not differences, f"{where}: its positions are not what moved (stated, moved): {differences}")
         self._greys(event, [move for move in moves if move.transaction_type == GREY_PROVED], where)
         books.windows_cleared += 1

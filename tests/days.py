@@ -22,9 +22,9 @@ from multiprocessing import Pool
 from pathlib import Path
 from typing import Any
 
-from auditor import COUNTED, NONE, Auditor, Books, audit, windows_of
+from auditor import Auditor, Books, audit, windows_of
 from day_city import AGREEMENTS, OPERATORS, City
-from harness import DAY_S, ISSUER, START_S, authorize_request, failing, limited, local_time_of, submit_request
+from harness import DAY_S, START_S, authorize_request, failing, limited, local_time_of, submit_request
 from payments import ACQUIRER, MERCHANTS, OTHER_ACQUIRER, Desk, request_id
 from tariffs import CITY as TARIFF
 from tariffs import parse
@@ -90,7 +90,9 @@ class DaysFailed(AssertionError):
 @cache
 def tariff() -> Compiled:
     text = TARIFF.replace("2026-01-01\nuntil = 2026-12-31", "2025-01-01\nuntil = 2099-12-31")
-    return compile_tariffs(TariffSet([parse(text.replace("industries = [20]", "industries = [9]").replace('"northern"', '"bus"'))]))
+    return compile_tariffs(
+        TariffSet([parse(text.replace("industries = [20]", "industries = [9]").replace('"northern"', '"bus"'))])
+    )
 
 
 @contextmanager
@@ -140,6 +142,7 @@ class Days:
         self.rider = 0
         self.idle_until = 0  # nights before this day go by without clearing
         self.open_dates: list[int] = []  # not sealed yet
+        self.cleared: deque[int] = deque(maxlen=4)
         self.given = 0  # bank statements
         self.late: list[tuple[int, Any]] = []  # taps that terminals still keep, and the day on which they come
         self.proved: deque[tuple[Any, Any]] = deque(maxlen=100)  # taps that used up their counters, with what they were answered
@@ -236,7 +239,7 @@ class Days:
             fields["amount_due_fen"] = amount_fen + chance.choice((50, 150))
         if operator == "next-city":
             fields["city"] = 4403
-        if chance.random() < (0.6 if self.priced else 0.3):
+        if chance.random() < (0.9 if card % 2 else 0.1):  # mostly a card stays with one profile
             industry = chance.choice((1, 1, 2))
             kind = chance.choice((1, 2)) if industry == 1 else 3
             fields |= {"profile": ACCOUNT, "chip_balance_before_fen": 0, "chip_balance_after_fen": 0, "kind": kind}
@@ -427,7 +430,9 @@ class Days:
     def pay(self) -> None:
         chance = self.chance
         acquirer = chance.choice((ACQUIRER, ACQUIRER, OTHER_ACQUIRER))
-        what = chance.choice(("authorize",) * 4 + ("increment",) + ("capture",) * 4 + ("void",) + ("refund",) * 3 + ("reverse",) * 3)
+        what = chance.choice(
+            ("authorize",) * 4 + ("increment",) + ("capture",) * 4 + ("void",) + ("refund",) * 3 + ("reverse",) * 3
+        )
         if what == "authorize" or not self.payments:
             self.authorize(self.name(), acquirer)
         else:
@@ -474,7 +479,9 @@ class Days:
             self.seen["reversed before it came"] += 1
         elif self.reversed_before and chance.random() < 0.5:
             original, acquirer = self.reversed_before.pop()
-            answer = self.sure("late original", lambda: desk.authorize(original, 50, card=self.city.card(0), acquirer_id=acquirer))
+            answer = self.sure(
+                "late original", lambda: desk.authorize(original, 50, card=self.city.card(0), acquirer_id=acquirer)
+            )
             assert answer.result == Result.REVERSED
             return
         elif self.operations:
@@ -522,7 +529,9 @@ class Days:
         chance, city = self.chance, self.city
         if not self.adjustments or chance.random() < 0.5:
             sides = [f"card:{self.any_card()}", "operator:bus", "operator:metro", "operator:next-city", "fees", "losses"]
-            sides += [name for name in ("held", f"acquirer:{ACQUIRER}:shop", "subsidy:city") if city.memory.account(name) is not None]
+            sides += [
+                name for name in ("held", f"acquirer:{ACQUIRER}:shop", "subsidy:city") if city.memory.account(name) is not None
+            ]
             legs = []
             for _ in range(chance.choice((1, 1, 2))):
                 debit, credit = chance.sample(sides, 2)
@@ -552,6 +561,16 @@ class Days:
 
     def work_queue(self) -> None:
         chance, city = self.chance, self.city
+        if self.cleared:
+            date = chance.choice(self.cleared)
+            rows = city.day.list_exceptions(clearing.ListClearingExceptionsRequest(settlement_date=date, page_size=5)).exceptions
+            for row in rows[:2]:
+                take = queue.TakeUpExceptionRequest(
+                    request_id=self.request_id(), settlement_date=date, journal_sequence=row.sequence
+                )
+                answer = self.sure("take up", lambda take=take: city.day.take_up(take))
+                assert answer.exception_id
+                assert answer.duplicate or not row.exception_id
         for each in self.exceptions()[:2]:
             if chance.random() < 0.5:
                 assign = queue.AssignExceptionRequest(
@@ -560,7 +579,11 @@ class Days:
                 self.sure("assign", lambda assign=assign: city.ask(exceptions.assign_exception, assign))
             else:
                 resolve = queue.ResolveExceptionRequest(
-                    request_id=self.request_id(), exception_id=each.exception_id, actor_id="li", note="so", state=chance.choice((3, 4))
+                    request_id=self.request_id(),
+                    exception_id=each.exception_id,
+                    actor_id="li",
+                    note="so",
+                    state=chance.choice((3, 4)),
                 )
                 self.sure("resolve", lambda resolve=resolve: city.ask(exceptions.resolve_exception, resolve))
 
@@ -634,6 +657,8 @@ class Days:
             if answer.result == Result.ACCEPTED:
                 break
         city.text = TERMS
+        if answer.result == Result.ACCEPTED:
+            self.cleared.append(date)
         if answer.result == Result.WINDOW_NOT_FOUND:
             self.open_dates.remove(date)  # closed without a record
         return bool(answer.result == Result.ACCEPTED)
