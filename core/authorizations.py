@@ -22,9 +22,10 @@ from yikatong.core.paging import page_size, page_token, parse_page_token
 from yikatong.core.paying import Part, Refusal, Source, split, split_as_asked, take_in_order, take_in_reverse
 from yikatong.core.rules.purse_rules import BANK, GENERAL, PurseRules, is_category
 from yikatong.core.spending import Counters, rooms, uses_of
-from yikatong.core.types import NONE, DocumentKind, PostingKind, Result, wire
+from yikatong.core.types import NONE, DocumentKind, PostingKind, RecordKind, Result, wire
 from yikatong.ext.engine import is_card_number, settlement_date
 from yikatong.v1 import authorization_service_pb2 as pb
+from yikatong.v1 import journal_pb2
 
 Authorization = pb.Authorization
 Response = TypeVar("Response", bound=Message)
@@ -221,10 +222,7 @@ class _Work:
 
     def _closed_funder(self, purse_id: str) -> int | None:
         """Where the rest of a purse went that is closed."""
-        purse = purses.find_purse(self.memory, self.card, purse_id)
-        if purse is None or purse.state != purses.CLOSED:
-            return None
-        return self.memory.account(purses.FUNDER_PREFIX + purse.funder_id)
+        return purses.closed_funder(self.memory, self.card, purse_id)
 
     def closed_leg(self, amounts: Sequence[int]) -> bool:
         """Whether a purse with a part in these amounts is closed by now."""
@@ -907,6 +905,36 @@ def _reverse_refund(work: _Work, amounts: Sequence[int]) -> list[int] | Refusal:
         return Refusal(refused)
     work.go(Event.REVERSE_REFUND)
     return list(amounts)
+
+
+# ---- disputes of captures ----
+
+
+def captured_leg(memory: Memory, sequence: int) -> tuple[Authorization, pb.AuthorizationLeg]:
+    """The authorisation that a capture's posting (its sequence, durable) is of, as it stands now, and the leg that paid."""
+    with memory.journal.read() as reader:
+        found = reader.record(sequence)
+        assert found is not None
+        entry, at = found[0], sequence - found[0].first_sequence
+        account = int(entry.array[at]["debit_account"])
+        while entry.array[at]["kind"] != RecordKind.EVENT:  # a change lies in one value of the journal
+            at -= 1
+        event = journal_pb2.Event.FromString(entry.payload(int(entry.array[at]["payload_place"])))
+    key = next(document.key for document in event.documents if document.kind == DocumentKind.AUTHORIZATION)
+    authorization = load(memory, int.from_bytes(key, "big"))
+    assert authorization is not None
+    card, number = int(memory.engine.find_card(authorization.card_number)), authorization.card_number
+    leg = next(leg for leg in authorization.legs if purses.account_of(memory, card, number, leg.purse) == account)
+    return authorization, leg
+
+
+def give_back(change: Change, authorization: Authorization, leg: pb.AuthorizationLeg, amount_fen: int) -> None:
+    """Count what a dispute gives back as refunded, so that no refund or reversal gives it back once more."""
+    leg.refunded_fen += amount_fen
+    authorization.refunded_fen += amount_fen
+    change.put(
+        DocumentKind.AUTHORIZATION, _id_key(authorization.authorization_id), authorization.SerializeToString(deterministic=True)
+    )
 
 
 # ---- reads ----

@@ -6,12 +6,14 @@ from enum import IntEnum
 from typing import Any, Final
 
 from yikatong.core import limits, types
+from yikatong.core.authorizations import captured_leg, give_back
 from yikatong.core.change import Change, answered
 from yikatong.core.errors import InvalidRequest, NotFound
 from yikatong.core.exceptions import check_actor, check_text, note
 from yikatong.core.memory import Memory
 from yikatong.core.paging import kept, key_of, page
 from yikatong.core.positions import FEES
+from yikatong.core.purses import closed_funder
 from yikatong.core.types import NONE, DocumentKind, PostingKind, RecordKind, Result, wire
 from yikatong.ext.engine import is_card_number
 from yikatong.v1 import exception_service_pb2
@@ -139,6 +141,19 @@ def _is_charge(memory: Memory, record: Any, card: int) -> bool:
     return bool(record["kind"] == RecordKind.POSTING and PostingKind(int(record["transaction_type"])).name in _CHARGES)
 
 
+def _is_capture(charge: Any) -> bool:
+    return bool(charge["kind"] == RecordKind.POSTING and charge["transaction_type"] == PostingKind.CAPTURE)
+
+
+def _left_fen(memory: Memory, charge: Any) -> int:
+    """What can still be given back of a charge: of a capture, what was not refunded or reversed since."""
+    amount_fen = int(charge["amount_fen"])
+    if not _is_capture(charge):
+        return amount_fen
+    _, leg = captured_leg(memory, int(charge["sequence"]))
+    return min(amount_fen, leg.captured_fen - leg.refunded_fen)
+
+
 # ---- ExceptionService ----
 
 
@@ -171,7 +186,7 @@ def open_dispute(
         refusal = Result.ALREADY_DISPUTED
     elif time_us > int(charge["time_us"]) + limits.DISPUTE_OPEN_DAYS * DAY_US:
         refusal = Result.DEADLINE_PASSED
-    elif request.disputed_fen > int(charge["amount_fen"]):
+    elif request.disputed_fen > _left_fen(memory, charge):
         refusal = Result.ABOVE_CHARGE
     if refusal is not None:
         return change.answer(request, response_type(result=wire(refusal)), "dispute-refused")
@@ -245,13 +260,21 @@ def decide_dispute(
         refusal = Result.WRONG_STATE
     elif event is DisputeEvent.REJECT and time_us > dispute.decide_by_us:
         refusal = Result.DEADLINE_PASSED
+    elif event is not DisputeEvent.REJECT:
+        card = int(memory.engine.find_card(dispute.card_number))
+        charge = _charge(memory, dispute.journal_sequence, card)
+        if dispute.disputed_fen > _left_fen(memory, charge):
+            refusal = Result.ABOVE_CHARGE
     if refusal is not None:
         return change.answer(request, response_type(result=wire(refusal)), "dispute-refused")
     if event is not DisputeEvent.REJECT:
-        card = int(memory.engine.find_card(dispute.card_number))
-        charge = _charge(memory, dispute.journal_sequence, card)
         bears = int(charge["credit_account"]) if event is DisputeEvent.REFUND_BY_OPERATOR else change.open_account(FEES)
-        change.move(bears, int(charge["debit_account"]), dispute.disputed_fen, PostingKind.DISPUTE, card=card)
+        to = int(charge["debit_account"])
+        if _is_capture(charge):
+            authorization, leg = captured_leg(memory, dispute.journal_sequence)
+            give_back(change, authorization, leg, dispute.disputed_fen)
+            to = closed_funder(memory, card, leg.purse) or to  # where the rest of a closed purse went
+        change.move(bears, to, dispute.disputed_fen, PostingKind.DISPUTE, card=card)
         dispute.posted_sequence = change.sequence
     _advance(change, dispute, event, note(request.actor_id, time_us, request.note))
     return change.answer(request, response_type(result=wire(Result.ACCEPTED), dispute=dispute), "dispute-decided")

@@ -82,6 +82,12 @@ def general_account(memory: Memory, card: int) -> int:
     return int(memory.engine.card(card)["account"])
 
 
+def closed_funder(memory: Memory, card: int, purse_id: str) -> int | None:
+    """The account to which the rest of a purse went that is closed; None where it is not closed, or no restricted one."""
+    purse = find_purse(memory, card, purse_id)
+    return memory.account(FUNDER_PREFIX + purse.funder_id) if purse is not None and purse.state == CLOSED else None
+
+
 def account_of(memory: Memory, card: int, card_number: str, purse: str) -> int | None:
     """The account behind a leg's purse, or None where no bank account or purse of that name was ever used."""
     if purse == GENERAL:

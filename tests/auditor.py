@@ -180,7 +180,7 @@ class Books:
         default_factory=dict
     )  # by sequence: card, ATC, terminal sequence, result, fen
     charged: dict[tuple[int, int], int] = field(default_factory=dict)  # of a tap, with what corrected it since
-    charges: dict[int, tuple[int, int]] = field(default_factory=dict)  # sequence → amount, account that paid
+    charges: dict[int, tuple[int, int, bool]] = field(default_factory=dict)  # sequence → amount, who paid, is it a capture?
     unproved: dict[int, tuple[int, int, int]] = field(default_factory=dict)  # grey and torn taps: card, ATC, amount
     settled_greys: set[tuple[int, int]] = field(default_factory=set)
     last_of_card: dict[int, int] = field(default_factory=dict)
@@ -345,7 +345,7 @@ class Auditor:
             purse = record.debit_account
             require(books.balances[purse] >= books.held[purse], f"{where}: an online tap beyond what was available")
         books.charged[record.card, record.atc] = record.amount_fen
-        books.charges[record.sequence] = record.amount_fen, record.debit_account
+        books.charges[record.sequence] = record.amount_fen, record.debit_account, False
 
     def _post(self, record: Record, where: str) -> None:
         books = self.books
@@ -357,7 +357,8 @@ class Auditor:
             books.charged[tap] += record.amount_fen if taken else -record.amount_fen
             require(books.charged[tap] >= 0, f"{where}: gives back more than the tap was charged")
         if record.transaction_type in (CAPTURE, CORRECTION):
-            books.charges[record.sequence] = record.amount_fen, record.debit_account
+            capture = record.transaction_type == CAPTURE
+            books.charges[record.sequence] = record.amount_fen, record.debit_account, capture
 
     def _move(self, record: Record, where: str) -> None:
         books = self.books
@@ -404,7 +405,8 @@ class Auditor:
             require(sums[CAPTURE] <= payment.held_fen, f"{where}: captures more than was held")
             payment.held_fen += held_fen
             payment.captured_fen += sums[CAPTURE] - sums[CAPTURE_REVERSAL]
-            payment.refunded_fen += sums[REFUND] - sums[REFUND_REVERSAL]
+            disputed_fen = sum(move.amount_fen for move in event.postings(DISPUTE))  # is given back like a refund
+            payment.refunded_fen += sums[REFUND] - sums[REFUND_REVERSAL] + disputed_fen
             require(0 <= payment.refunded_fen <= payment.captured_fen, f"{where}: refunds more than was captured")
         else:  # several whose time is over, or nothing of the kind
             require(not moves, f"{where}: {len(moves)} captures or refunds, of no one authorisation")
@@ -477,9 +479,13 @@ class Auditor:
             charge = dispute.journal_sequence
             require(charge in self.books.charges, f"{where}: a dispute of what was no charge")
             require(charge not in self.books.disputed, f"{where}: a charge is given back twice")
-            amount_fen, paid_by = self.books.charges[charge]
+            amount_fen, paid_by, is_capture = self.books.charges[charge]
+            require(
+                is_capture == bool(event.of_kind(AUTHORIZATIONS)), f"{where}: a dispute of which an authorisation knows nothing"
+            )
             require(move.amount_fen == dispute.disputed_fen <= amount_fen, f"{where}: a dispute gives back more than the charge")
-            require(move.credit_account == paid_by, f"{where}: a dispute gives back to another than who paid")
+            closed = self._name(paid_by).startswith("purse:") and self._name(move.credit_account).startswith("funder:")
+            require(move.credit_account == paid_by or closed, f"{where}: a dispute gives back to another than who paid")
             self.books.disputed.add(charge)
 
     def _adjustments(self, event: Happening) -> None:
