@@ -10,13 +10,14 @@
     seal       seal.py        roots over records and positions, signed; receipts
 
 `Day` takes a window through it. What reads the journal runs beside the writer; what changes anything is one command, which posts
-everything of a step together with the window's new state. So a step that was cut off did nothing, and a step that was done is
-not done again. What clearing must keep from one window to the next (each card's newest tap, pending grey records) and the queue
-of exceptions lie in files that are written before the command and made anew from the journal where they are lost."""
+everything of a step together with the window's new state (day_changes.py). So a step that was cut off did nothing, and a step
+that was done is not done again. What clearing must keep from one window to the next (each card's newest tap, pending grey
+records) and the queue of exceptions lie in files that are written before the command and made anew from the journal where they
+are lost."""
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
@@ -25,42 +26,51 @@ import numpy as np
 from google.protobuf.message import Message
 
 from yikatong.core import limits
-from yikatong.core.change import Change, answered
+from yikatong.core.change import answered
 from yikatong.core.clear import EXCEPTION, NO_OPERATOR, SettledGrey, Tally, Terms, Window, clear_window, date_of, denied_since
 from yikatong.core.continuity import CARD, ROW, CardStates
+from yikatong.core.day_changes import (
+    abort_window,
+    check_date,
+    close_window,
+    exception_of,
+    netted_of,
+    post_clearing,
+    post_seal,
+    post_settlement,
+    resume_window,
+    seal_refused,
+    take_up_exception,
+)
 from yikatong.core.errors import ConfigError, Damaged, InvalidRequest, NotFound
-from yikatong.core.exceptions import open_exception
 from yikatong.core.failpoints import failpoint
 from yikatong.core.journal import JournalReader
 from yikatong.core.memory import OPERATOR_PREFIX, Memory
 from yikatong.core.merchants import ACQUIRER_PREFIX, find_merchant, participant_of
-from yikatong.core.net import Net, net
+from yikatong.core.net import net
 from yikatong.core.paging import page_size, page_token, parse_page_token
-from yikatong.core.payments import all_settled, instructions_of, issue, payment_of, withdraw
-from yikatong.core.positions import FEES, Line, LineKind, Netted, Payee, Position, line_of
+from yikatong.core.payments import instructions_of, payment_of
+from yikatong.core.positions import FEES, Netted, Payee, line_of
 from yikatong.core.rules.agreements import Agreement, Agreements, CapAction, Fee
-from yikatong.core.seal import Sealed, position_receipt, record_receipt, records_tree, seal, seal_digest
-from yikatong.core.settle import Instruction, instructions, write_settlement
+from yikatong.core.seal import Sealed, position_receipt, record_receipt, records_tree, seal
+from yikatong.core.settle import instructions, write_settlement
 from yikatong.core.sm2 import PrivateKey
 from yikatong.core.statement import figures_of, settlement_report, statement
-from yikatong.core.types import ClearingOutcome, Deny, DocumentKind, Result, WindowState, wire
+from yikatong.core.types import DocumentKind, Result, WindowState, wire
 from yikatong.core.windows import (
     FIRST_DATE,
     IN_THE_WAY,
     Range,
     WindowEvent,
-    advance,
     after,
     date_of_day,
     day_of,
     find_window,
-    put_window,
     settlement_days,
     window_document,
     window_key,
     windows_from,
 )
-from yikatong.ext.engine import NONE, local_seconds
 from yikatong.v1 import clearing_service_pb2, exception_service_pb2, settlement_service_pb2
 
 Progress = Callable[[int, int], None]
@@ -77,42 +87,6 @@ class Ask(Protocol):
 FOLDER: Final = "clearing"  # in the data directory
 SETTLED_FOLDER: Final = "settlement"  # likewise: a folder a settlement date
 CLEARED_STATES: Final = (WindowState.CLEARED, WindowState.SETTLED, WindowState.ABORTED)
-
-
-# ---- on the writer's thread ----
-
-
-def check_date(date: int) -> int:
-    """Raises InvalidRequest unless it is a date YYYYMMDD."""
-    if local_seconds(date, 0) < 0:
-        raise InvalidRequest("settlement_date", f"{date} is no date YYYYMMDD of 2000 to 2099")
-    return date
-
-
-def current_day(memory: Memory, time_us: int) -> int:
-    """The settlement day that a record gets at a journal time."""
-    return max(int(memory.engine.settlement_day), (time_us // 1_000_000 + 8 * 3600) // 86_400)
-
-
-def close_window(
-    memory: Memory, request: clearing_service_pb2.CloseWindowRequest, time_us: int, *, has_records: bool
-) -> clearing_service_pb2.CloseWindowResponse:
-    """ClearingService.CloseWindow. `has_records` says whether the journal holds records of that date."""
-    response = clearing_service_pb2.CloseWindowResponse
-    if (answer := answered(memory, request, response)) is not None:
-        return answer
-    document = window_document(memory, request.settlement_date)
-    state = after(WindowState(document.window.state), WindowEvent.CLOSE)
-    if isinstance(state, Result):
-        return response(result=wire(state), window=document.window)
-    day, today = day_of(request.settlement_date), current_day(memory, time_us)
-    if day > today or (day < today and not has_records):
-        return response(result=wire(Result.WINDOW_NOT_FOUND))
-    document.window.state = wire(state)
-    change = Change(memory, time_us)
-    put_window(change, document)
-    change.close_date(day)
-    return change.answer(request, response(result=wire(Result.ACCEPTED), window=document.window), "window-closed")
 
 
 # ---- clearing ----
@@ -192,73 +166,6 @@ def _without_agreement(tally: Tally, terms: Terms, missing: list[str]) -> list[s
         participant
         for place, participant in enumerate(terms.participants)
         if participant in missing and (tally.taps[place] or place in moved)
-    )
-
-
-def _post_clearing(
-    memory: Memory,
-    request: clearing_service_pb2.ClearWindowRequest,
-    window: Range,
-    tally: Tally,
-    netted: Net,
-    version: str,
-    time_us: int,
-) -> clearing_service_pb2.ClearWindowResponse:
-    """The one command of clearing: postings, and the window with its positions, all or nothing."""
-    response = clearing_service_pb2.ClearWindowResponse
-    if (answer := answered(memory, request, response)) is not None:
-        return answer
-    document = window_document(memory, window.date)
-    state = after(WindowState(document.window.state), WindowEvent.CLEAR)
-    if isinstance(state, Result):
-        return response(result=wire(state), window=document.window)
-    change = Change(memory, time_us)
-    owing: dict[int, int] = {}
-    for movement in netted.movements:
-        credit = change.open_account(movement.credit)
-        if movement.card < 0:
-            change.move(change.open_account(movement.debit), credit, movement.amount_fen, movement.kind)
-            continue
-        card = memory.engine.card(movement.card)
-        change.move(card["account"], credit, movement.amount_fen, movement.kind, movement.card)
-        atc = int(tally.proved["atc"][tally.proved["sequence"] == movement.sequence][0])
-        key = window_key(window.date) + movement.card.to_bytes(4, "big") + atc.to_bytes(2, "big")
-        change.put(DocumentKind.GREY, key, movement.sequence.to_bytes(8, "big"))
-        owing[movement.card] = owing.get(movement.card, 0) + movement.amount_fen
-    for slot, amount_fen in owing.items():
-        card = memory.engine.card(slot)
-        if memory.engine.balance_fen(card["account"]) < amount_fen:
-            change.deny(slot, card["deny_reasons"] | Deny.DEBT)
-    described = document.window
-    described.state = wire(state)
-    described.first_sequence, described.last_sequence = window.first_sequence, window.last_sequence
-    described.agreements_version = version
-    for outcome in ClearingOutcome:
-        if tally.counts[outcome]:
-            described.outcomes.add(
-                outcome=wire(outcome), count=int(tally.counts[outcome]), amount_fen=int(tally.amounts_fen[outcome])
-            )
-    for passed in netted.caps_passed:
-        described.caps_passed.add(participant=passed.participant, net_fen=passed.net_fen, cap_fen=passed.cap_fen)
-    for position in netted.netted.positions:
-        kept = document.positions.add(participant=position.participant, net_fen=position.net_fen)
-        for line in position.lines:
-            kept.lines.add(kind=line.kind.value, count=line.count, amount_fen=line.amount_fen)
-    put_window(change, document)
-    return change.answer(request, response(result=wire(Result.ACCEPTED), window=described), "window-cleared")
-
-
-def netted_of(document: clearing_service_pb2.WindowDocument) -> Netted:
-    """Positions as settlement takes them, of a window that was cleared."""
-    window = document.window
-    return Netted(
-        window.settlement_date,
-        window.first_sequence,
-        window.last_sequence,
-        tuple(
-            Position(kept.participant, tuple(Line(LineKind(line.kind), line.count, line.amount_fen) for line in kept.lines))
-            for kept in document.positions
-        ),
     )
 
 
@@ -415,7 +322,7 @@ class Day:
         self._keep(date, tally, terms, left.states)
         failpoint("clear-kept")
         answer = self.ask(
-            lambda memory, time_us: _post_clearing(memory, request, window, tally, netted, agreements.version, time_us)
+            lambda memory, time_us: post_clearing(memory, request, window, tally, netted, agreements.version, time_us)
         )
         failpoint("clear-posted")
         if previous is not None:
@@ -501,7 +408,7 @@ class Day:
                 write_settlement(self._settled, netted, payees, self._time_of(netted.last_sequence))
             failpoint("settle-written")
             # 2. The instructions, and the window's state where there are none.
-            answer = self.ask(lambda memory, time_us: _post_settlement(memory, request, orders, payees, time_us))
+            answer = self.ask(lambda memory, time_us: post_settlement(memory, request, orders, payees, time_us))
             failpoint("settle-issued")
             return answer
 
@@ -515,12 +422,12 @@ class Day:
     def abort(self, request: settlement_service_pb2.AbortWindowRequest) -> settlement_service_pb2.AbortWindowResponse:
         """SettlementService.AbortWindow."""
         check_date(request.settlement_date)
-        return self.ask(lambda memory, time_us: _abort(memory, request, time_us))
+        return self.ask(lambda memory, time_us: abort_window(memory, request, time_us))
 
     def resume(self, request: settlement_service_pb2.ResumeWindowRequest) -> settlement_service_pb2.ResumeWindowResponse:
         """SettlementService.ResumeWindow."""
         check_date(request.settlement_date)
-        return self.ask(lambda memory, time_us: _resume(memory, request, time_us))
+        return self.ask(lambda memory, time_us: resume_window(memory, request, time_us))
 
     def list_files(
         self, request: settlement_service_pb2.ListSettlementFilesRequest
@@ -580,7 +487,7 @@ class Day:
             answer, document = self._before(request, response)
             if answer is not None:
                 return answer
-            if (refused := _seal_refused(document)) is not None:
+            if (refused := seal_refused(document)) is not None:
                 return response(result=wire(refused), window=document.window)
             with self._read() as reader:
                 return self._seal(reader, request, document, key, progress)
@@ -607,7 +514,7 @@ class Day:
         subtrees = records_tree(reader, window, progress)
         sealed = seal(window, subtrees, netted_of(document).positions, previous_seal, key)
         failpoint("seal-made")
-        answer = self.ask(lambda memory, time_us: _post_seal(memory, request, sealed, time_us))
+        answer = self.ask(lambda memory, time_us: post_seal(memory, request, sealed, time_us))
         failpoint("seal-kept")
         return answer
 
@@ -725,7 +632,7 @@ class Day:
         page = rows[np.searchsorted(rows["sequence"], start) :][: size + 1]
         token = page_token(int(page["sequence"][size]).to_bytes(8, "big"), of) if len(page) > size else ""
         page = page[:size]
-        found = self.ask(lambda memory, _: [_exception(memory, date, row) for row in page])
+        found = self.ask(lambda memory, _: [exception_of(memory, date, row) for row in page])
         return clearing_service_pb2.ListClearingExceptionsResponse(exceptions=found, next_page_token=token)
 
     def take_up(self, request: exception_service_pb2.TakeUpExceptionRequest) -> exception_service_pb2.TakeUpExceptionResponse:
@@ -734,7 +641,7 @@ class Day:
         rows = rows[rows["sequence"] == request.journal_sequence]
         if not len(rows):
             raise NotFound("exception", f"of record {request.journal_sequence} in the window of {request.settlement_date}")
-        return self.ask(lambda memory, time_us: _take_up(memory, request, rows[0], time_us))
+        return self.ask(lambda memory, time_us: take_up_exception(memory, request, rows[0], time_us))
 
 
 def _window_before(reader: JournalReader, window: Range) -> Range | None:
@@ -755,156 +662,4 @@ def _refusal(document: clearing_service_pb2.WindowDocument, plan: _Plan) -> clea
     return None
 
 
-def _post_settlement(
-    memory: Memory,
-    request: settlement_service_pb2.SettleWindowRequest,
-    orders: list[Instruction],
-    payees: Mapping[str, Payee],
-    time_us: int,
-) -> settlement_service_pb2.SettleWindowResponse:
-    """The one command of settling. The window may have been aborted meanwhile."""
-    response = settlement_service_pb2.SettleWindowResponse
-    if (answer := answered(memory, request, response)) is not None:
-        return answer
-    date = request.settlement_date
-    document = window_document(memory, date)
-    if (state := WindowState(document.window.state)) is not WindowState.CLEARED:
-        return response(result=wire(IN_THE_WAY[state]), window=document.window)
-    change = Change(memory, time_us)
-    issue(memory, change, orders, payees, time_us)
-    if not orders or (instructions_of(memory, date) and all_settled(memory, date)):
-        advance(memory, change, date, WindowEvent.SETTLE)
-        document.window.state = wire(WindowState.SETTLED)
-    paid = [order.amount_fen for order in orders if order.amount_fen > 0]
-    made = response(
-        result=wire(Result.ACCEPTED), window=document.window, instructions=len(orders), paid_fen=sum(paid),
-        claimed_fen=sum(paid) - sum(order.amount_fen for order in orders),
-    )  # fmt: skip
-    return change.answer(request, made, "window-settling")
-
-
-def _abort(
-    memory: Memory, request: settlement_service_pb2.AbortWindowRequest, time_us: int
-) -> settlement_service_pb2.AbortWindowResponse:
-    response = settlement_service_pb2.AbortWindowResponse
-    if (answer := answered(memory, request, response)) is not None:
-        return answer
-    change = Change(memory, time_us)
-    result = advance(memory, change, request.settlement_date, WindowEvent.ABORT)
-    document = window_document(memory, request.settlement_date)
-    if result is Result.ACCEPTED and not withdraw(memory, change, request.settlement_date):
-        result = Result.WRONG_STATE  # the bank has spoken: what was paid is not taken back by forgetting it
-    if result is not Result.ACCEPTED:
-        return response(result=wire(result), window=document.window)
-    document.window.state = wire(WindowState.ABORTED)
-    return change.answer(request, response(result=wire(result), window=document.window), "window-aborted")
-
-
-def _resume(
-    memory: Memory, request: settlement_service_pb2.ResumeWindowRequest, time_us: int
-) -> settlement_service_pb2.ResumeWindowResponse:
-    response = settlement_service_pb2.ResumeWindowResponse
-    if (answer := answered(memory, request, response)) is not None:
-        return answer
-    change = Change(memory, time_us)
-    result = advance(memory, change, request.settlement_date, WindowEvent.RESUME)
-    document = window_document(memory, request.settlement_date)
-    if result is not Result.ACCEPTED:
-        return response(result=wire(result), window=document.window)
-    document.window.state = wire(WindowState.CLEARED)
-    return change.answer(request, response(result=wire(result), window=document.window), "window-resumed")
-
-
-def _seal_refused(document: clearing_service_pb2.WindowDocument) -> Result | None:
-    """Why a window cannot be sealed: it is, or was not settled."""
-    if document.window.seal_digest:
-        return Result.WINDOW_SEALED
-    state = WindowState(document.window.state)
-    return None if state is WindowState.SETTLED else IN_THE_WAY[state]
-
-
-def _post_seal(
-    memory: Memory, request: settlement_service_pb2.SealWindowRequest, sealed: Sealed, time_us: int
-) -> settlement_service_pb2.SealWindowResponse:
-    """The one command of sealing. What was sealed may have been aborted meanwhile."""
-    response = settlement_service_pb2.SealWindowResponse
-    if (answer := answered(memory, request, response)) is not None:
-        return answer
-    document = window_document(memory, request.settlement_date)
-    if (refused := _seal_refused(document)) is not None:
-        return response(result=wire(refused), window=document.window)
-    document.window.seal_digest = seal_digest(sealed.seal)
-    change = Change(memory, time_us)
-    change.put(DocumentKind.SEAL, window_key(request.settlement_date), sealed.seal)
-    change.put(DocumentKind.SEAL_TREE, window_key(request.settlement_date), sealed.subtrees)
-    put_window(change, document)
-    return change.answer(request, response(result=wire(Result.ACCEPTED), window=document.window), "window-sealed")
-
-
-def _taken_up_key(date: int, sequence: int) -> bytes:
-    return window_key(date) + sequence.to_bytes(8, "big")
-
-
-def _take_up(
-    memory: Memory, request: exception_service_pb2.TakeUpExceptionRequest, row: Any, time_us: int
-) -> exception_service_pb2.TakeUpExceptionResponse:
-    response = exception_service_pb2.TakeUpExceptionResponse
-    if (answer := answered(memory, request, response)) is not None:
-        return answer
-    key = _taken_up_key(request.settlement_date, request.journal_sequence)
-    if (taken := memory.documents.get(DocumentKind.TAKEN_UP, key)) is not None:
-        return response(result=wire(Result.ACCEPTED), duplicate=True, exception_id=taken.decode())
-    found = _exception(memory, request.settlement_date, row)
-    change = Change(memory, time_us)
-    case = exception_service_pb2.ClearingCase(
-        journal_sequence=found.sequence, outcome=ClearingOutcome(found.outcome).name, settlement_date=request.settlement_date,
-        participant=OPERATOR_PREFIX + found.operator_id if found.operator_id else "", amount_fen=found.amount_fen,
-    )  # fmt: skip
-    exception_id = open_exception(change, 0, case, time_us)
-    change.put(DocumentKind.TAKEN_UP, key, exception_id.encode())
-    return change.answer(request, response(result=wire(Result.ACCEPTED), exception_id=exception_id), "exception-taken-up")
-
-
-WHY: Final = {
-    ClearingOutcome.DEBT: "the card's balance did not cover it; the rider owes the rest",
-    ClearingOutcome.REFUSED: "the rider was let in, and the tap was refused when it was uploaded",
-    ClearingOutcome.FORMAT: "its key version or algorithm is not known here",
-    ClearingOutcome.DUPLICATE: "the same debit stands in another record",
-    ClearingOutcome.FRAUD: "this card counter came before, with another MAC or at another terminal",
-    ClearingOutcome.SEQUENCE_REUSED: "this terminal sequence came before, with another tap",
-    ClearingOutcome.TERMINAL_UNKNOWN: "no such terminal is registered",
-    ClearingOutcome.ISSUER_MISMATCH: "it names another issuer than the card's own",
-    ClearingOutcome.CARD_UNKNOWN: "no such card is registered",
-    ClearingOutcome.CARD_EXPIRED: "the card had expired",
-    ClearingOutcome.MAC_WRONG: "its MAC is not the card's",
-    ClearingOutcome.TORN: "the card was torn away; its next record will show whether it paid",
-    ClearingOutcome.GREY: "the terminal did not see the card's answer; its next record will show whether it paid",
-    ClearingOutcome.GREY_PROVED: "the card's next record shows that it paid; the debit is posted",
-    ClearingOutcome.GREY_DISPROVED: "the card's next record shows that it did not pay",
-    ClearingOutcome.DENIED_LIABLE: "the card was denied and the terminal must have had the list; the operator bears it",
-    ClearingOutcome.AMOUNT_OVER_LIMIT: "it is more than the agreement allows in one tap; kept back",
-    ClearingOutcome.BALANCE_GAP: "the chip's balance is off by {detail} fen against the tap before, or its own amount",
-    ClearingOutcome.ATC_GAP: "{detail} counters of the card are missing before it; an upload is to be waited for",
-    ClearingOutcome.LATE: "it is older than the appeal period; kept back, or given up where nothing was charged",
-}
 """What a row of the queue says in words; the other outcomes are not queued."""
-
-
-def _exception(memory: Memory, date: int, row: Any) -> clearing_service_pb2.ClearingException:
-    outcome = ClearingOutcome(int(row["outcome"]))
-    exception = clearing_service_pb2.ClearingException(
-        sequence=int(row["sequence"]), outcome=wire(outcome), amount_fen=int(row["amount_fen"]),
-        why=WHY[outcome].format(detail=int(row["detail"])),
-    )  # fmt: skip
-    if (taken := memory.documents.get(DocumentKind.TAKEN_UP, _taken_up_key(date, int(row["sequence"])))) is not None:
-        exception.exception_id = taken.decode()
-    if row["card"] != NONE:
-        exception.card_number = memory.engine.card(int(row["card"]))["card_number"]
-    if row["terminal"] != NONE:
-        terminal = memory.engine.terminal(int(row["terminal"]))
-        exception.terminal_number = terminal["terminal_number"]
-        exception.operator_id = memory.account_operators[terminal["account"]]
-    return exception
-
-
-assert set(WHY) == set(ClearingOutcome) - {ClearingOutcome.CLEARED, ClearingOutcome.TEST, ClearingOutcome.DECLINED}

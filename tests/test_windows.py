@@ -176,7 +176,7 @@ def test_two_dates_in_one_journal_value(city: City) -> None:
     """A group that a date is closed in the middle of."""
     city.decide([_submit(city.make())], [True])
     request = clearing_service_pb2.CloseWindowRequest(request_id=bytes(16), settlement_date=DATE)
-    from yikatong.core.day import close_window
+    from yikatong.core.day_changes import close_window
 
     city.command(lambda memory, request, time_us: close_window(memory, request, time_us, has_records=True), request)
     city.decide([_submit(city.make())], [True])
