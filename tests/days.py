@@ -682,16 +682,16 @@ class Days:
         for order in orders:
             amount_fen, said = order.amount_fen, chance.random()
             going = order.state in (InstructionState.ISSUED, InstructionState.UNKNOWN)
-            if said < (0.07 if going else 0.6):
+            if said < (0.07 if going else 0.9):
                 continue
             if said < 0.85 and going:
                 entry = (BankStatus.PAID, amount_fen, -amount_fen)
-            elif said < 0.93:
+            elif said < 0.94:
                 booked_fen = amount_fen if order.state == InstructionState.PAID else 0
                 entry = (BankStatus.RETURNED, amount_fen, booked_fen)
-            elif said < 0.96:
+            elif said < 0.97:
                 entry = (BankStatus.UNKNOWN, amount_fen, 0)
-            elif said < 0.98:
+            elif said < 0.99:
                 entry = (BankStatus.PAID, amount_fen, -amount_fen)
             else:
                 entry = (BankStatus.PAID, amount_fen + 1, -amount_fen - 1)
