@@ -69,6 +69,7 @@ def run(
         tempfile.TemporaryDirectory(prefix="yikatong-bench-") as of_tariff,
         served(cards, terminals, progress) as (server, _, _),
         served(cards, terminals, progress, *tariff_arguments(Path(of_tariff))) as (pricing, _, _),
+        served(cards, terminals, progress) as (stating, _, _),  # charges what terminals state
         served(cards, terminals, progress, mtls=True) as (secure_server, _, folder),
         empty_port() as empty,
     ):
@@ -89,9 +90,11 @@ def run(
             turn("tap port, mTLS", secure_server.tap_address, secure, i, **tls)
             turn("service port", server.address, service, i)
             turn("empty native handler", empty, plain, i)
-            turn("the same without a tariff", tap_address, priced, i)
-            turn("tap port, tariffs on", pricing.tap_address, priced, i, charged_fen=CHARGED_FEN)
             progress("tapping", i + 1, turns)
+        for i in range(turns):
+            turn("the same without a tariff", stating.tap_address, priced, i)
+            turn("tap port, tariffs on", pricing.tap_address, priced, i, charged_fen=CHARGED_FEN)
+            progress("tapping with a tariff", i + 1, turns)
     conditions = machine() | {
         "cards": cards, "taps": taps, "connections": CONNECTIONS, "streams": STREAMS, "durability": "fsync a group",
         "generator": "native, closed loop, on the same machine",
