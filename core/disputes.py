@@ -10,11 +10,12 @@ from yikatong.core.authorizations import captured_leg, give_back
 from yikatong.core.change import Change, answered
 from yikatong.core.errors import InvalidRequest, NotFound
 from yikatong.core.exceptions import check_actor, check_text, note
+from yikatong.core.late import priced_records
 from yikatong.core.memory import Memory
 from yikatong.core.paging import kept, key_of, page
 from yikatong.core.positions import FEES
 from yikatong.core.purses import closed_funder
-from yikatong.core.types import NONE, DocumentKind, PostingKind, RecordKind, Result, wire
+from yikatong.core.types import NONE, DocumentKind, Flag, PostingKind, RecordKind, Result, wire
 from yikatong.ext.engine import is_card_number
 from yikatong.v1 import exception_service_pb2
 
@@ -145,13 +146,24 @@ def _is_capture(charge: Any) -> bool:
     return bool(charge["kind"] == RecordKind.POSTING and charge["transaction_type"] == PostingKind.CAPTURE)
 
 
-def _left_fen(memory: Memory, charge: Any) -> int:
-    """What can still be given back of a charge: of a capture, what was not refunded or reversed since."""
+def left_fen(memory: Memory, charge: Any) -> int:
+    """What can still be given back of a charge: of a capture, what was not refunded or reversed since; of a fare, what it came to
+    with its corrections."""
     amount_fen = int(charge["amount_fen"])
     if not _is_capture(charge):
-        return amount_fen
+        return min(amount_fen, _fare_fen(memory, charge)) if charge["flags"] & Flag.PRICED else amount_fen
     _, leg = captured_leg(memory, int(charge["sequence"]))
     return min(amount_fen, leg.captured_fen - leg.refunded_fen)
+
+
+def _fare_fen(memory: Memory, charge: Any) -> int:
+    """What the fare of a priced tap, or of the tap that a correction is of, comes to by now."""
+    card = int(charge["card"])
+    since_us = int(charge["time_us"]) if charge["kind"] == RecordKind.TAP else 0  # its corrections come after it
+    records, _ = priced_records(memory, card, since_us)
+    own = records[records["atc"] == charge["atc"]]
+    taken = own["debit_account"] == memory.engine.card(card)["account"]
+    return int(own["amount_fen"][taken].sum()) - int(own["amount_fen"][~taken].sum())
 
 
 # ---- ExceptionService ----
@@ -186,7 +198,7 @@ def open_dispute(
         refusal = Result.ALREADY_DISPUTED
     elif time_us > int(charge["time_us"]) + limits.DISPUTE_OPEN_DAYS * DAY_US:
         refusal = Result.DEADLINE_PASSED
-    elif request.disputed_fen > _left_fen(memory, charge):
+    elif request.disputed_fen > left_fen(memory, charge):
         refusal = Result.ABOVE_CHARGE
     if refusal is not None:
         return change.answer(request, response_type(result=wire(refusal)), "dispute-refused")
@@ -263,7 +275,7 @@ def decide_dispute(
     elif event is not DisputeEvent.REJECT:
         card = int(memory.engine.find_card(dispute.card_number))
         charge = _charge(memory, dispute.journal_sequence, card)
-        if dispute.disputed_fen > _left_fen(memory, charge):
+        if dispute.disputed_fen > left_fen(memory, charge):
             refusal = Result.ABOVE_CHARGE
     if refusal is not None:
         return change.answer(request, response_type(result=wire(refusal)), "dispute-refused")

@@ -142,7 +142,7 @@ def _walk(memory: Memory, card: int, purse: int, from_local_s: int) -> list[_Tap
     until_us = (from_local_s - UTC8_S - limits.CLOCK_AHEAD_S_MAX) * 1_000_000
     newest: dict[int, tuple[int, int, int]] = {}  # by ATC: base, rule and marks of the newest correction
     change_fen: dict[int, int] = {}
-    records, passes = _records(memory, card, until_us)
+    records, passes = priced_records(memory, card, until_us)
     taps = []
     columns = zip(*(records[name].tolist() for name in COLUMNS), strict=True)
     for record, pass_number, row in zip(records, passes, columns, strict=True):
@@ -169,7 +169,7 @@ def _walk(memory: Memory, card: int, purse: int, from_local_s: int) -> list[_Tap
     return taps
 
 
-def _records(memory: Memory, card: int, until_us: int) -> tuple[Array, list[int]]:
+def priced_records(memory: Memory, card: int, until_us: int) -> tuple[Array, list[int]]:
     """The card's records of priced taps and of corrections from a journal time on, newest first, and for each the number of the
     pass that was good; those at hand, and then those on disk."""
     at_hand, notes, sequence = memory.engine.priced_records(card, until_us)
