@@ -25,7 +25,9 @@ enum {
     IN_BYTES = 256 << 10,
     ANSWER_BYTES_MAX = 64 << 20,
     EVENTS = 256,
+    GRPC_CANCELLED = 1,
     GRPC_RESOURCE_EXHAUSTED = 8,
+    GRPC_UNAVAILABLE = 14,
     RESULT_ACCEPTED = 1,
     MESSAGE_BYTES = 96,
 };
@@ -456,8 +458,13 @@ static void judge(yk_load *load, stream *s) {
     yk_load_result *r = &load->result;
     yk_load_slot *slot = slot_at(load);
     uint64_t latency_ns = load->now - s->due_ns;
-    s->judged = 1;
     r->end_ns = load->alive_ns = load->now;
+    /* A server that ends may cancel what it had not begun: with resending that is a lost request, not a wrong answer. */
+    if (load->config.resend && (s->grpc_status == GRPC_CANCELLED || s->grpc_status == GRPC_UNAVAILABLE)) {
+        say_once(r->first_lost, "request %llu: grpc-status %d", (unsigned long long)s->request, s->grpc_status);
+        return;
+    }
+    s->judged = 1;
     if (s->grpc_status >= 0 && s->grpc_status < 17) r->statuses[s->grpc_status]++;
     if (s->http_status == 200 && s->grpc_status == GRPC_RESOURCE_EXHAUSTED) {
         r->refused++;
