@@ -77,6 +77,9 @@ class City:
     def __init__(self, seed: int, key_set: keys.KeySet) -> None:
         self.random = random.Random(seed)
         self.cards = [SimulatedCard(f"4416{i:012d}", key_set, FUNDS_FEN) for i in range(CARDS)]
+        self.shopper = SimulatedCard(
+            "4416999999999998", key_set, FUNDS_FEN
+        )  # rides nowhere, so its money is there in the evening
         self.poor = SimulatedCard("4416999999999999", key_set)  # registered, never funded
         self.stranger = SimulatedCard("4416000099990000", key_set)  # not registered
         self.terminals = [
@@ -93,7 +96,7 @@ class City:
 
     def open(self, connection: Connection) -> None:
         """Issue cards and terminals, and fund the cards."""
-        cards = [*self.cards, self.poor]
+        cards = [*self.cards, self.shopper, self.poor]
         request = card_service_pb2.RegisterCardsRequest(
             cards=[card_service_pb2.Card(card_number=card.card_number, issuer_id=card.key_set.issuer_id) for card in cards]
         )
@@ -118,7 +121,7 @@ class City:
                     account_service_pb2.TopUpRequest(
                         request_id=i.to_bytes(16, "big"), card_number=card.card_number, amount_fen=FUNDS_FEN
                     )
-                    for i, card in enumerate(self.cards)
+                    for i, card in enumerate([*self.cards, self.shopper])
                 ]
             ),
         )
@@ -345,7 +348,7 @@ def _run(console: Console, city: City, server: EmbeddedServer, data: Path, secon
             console.print(operator_table("Cleared per operator", cleared))
             tell(cleared == _expected(city), "the clearing equals what the terminals were answered, to the fen",
                  f"the terminals were answered {_expected(city)}")  # fmt: skip
-            shop(console, connection, city.cards[0].card_number, tell)
+            shop(console, connection, city.shopper.card_number, tell)
             paid = next(outcome for _, outcome, operator in city.acknowledged if outcome.charged_fen and operator == FLEET[0][0])
             kept = settle_day(console, connection, data, FLEET[0][0], paid.sequence, tell)
             books = call(connection.clearing.GetTrialBalance, clearing_service_pb2.GetTrialBalanceRequest())
