@@ -112,6 +112,8 @@ def _pay(connection: Connection, date: int, returned: Sequence[str] = ()) -> tup
         reconciliation_service_pb2.ListInstructionsRequest(settlement_date=date, page_size=1_000),
     ).instructions
     open_ = [order for order in listed if order.state == InstructionState.ISSUED]
+    if not open_:
+        return 0, 0
     content = return_file(f"{date}-{len(listed)}", open_, time.time_ns() // 1000, returned=returned)
     request = reconciliation_service_pb2.IngestBankFileRequest(
         request_id=secrets.token_bytes(16), name="bank.csv", content=content
@@ -146,8 +148,8 @@ def settle_day(
             first = _pay(connection, date, [f"operator:{operator}"])
             second = _pay(connection, date)
             tell(
-                first[1] == 1 and second == (1, 0) and first[0] + second[0] == settling.instructions,
-                f"{date}: {settling.instructions} instructions to the bank; one came back, went out again, and all are paid",
+                second == (first[1], 0) and first[0] + second[0] == settling.instructions,
+                f"{date}: {settling.instructions} instructions to the bank; {first[1]} came back and went out again; all are paid",
                 f"{date}: the bank's files were booked as {first}, {second}",
             )
         seal = settlement_service_pb2.SealWindowRequest(request_id=secrets.token_bytes(16), settlement_date=date)
