@@ -149,7 +149,7 @@ def settle_day(
             second = _pay(connection, date)
             tell(
                 second == (first[1], 0) and first[0] + second[0] == settling.instructions,
-                f"{date}: {settling.instructions} instructions to the bank; {first[1]} came back and went out again; all are paid",
+                f"{date}: {settling.instructions} instructions to the bank; {first[1]} came back and went again; all are paid",
                 f"{date}: the bank's files were booked as {first}, {second}",
             )
         seal = settlement_service_pb2.SealWindowRequest(request_id=secrets.token_bytes(16), settlement_date=date)
