@@ -47,7 +47,6 @@ SEQUENCE_REUSED, LATE = int(ClearingOutcome.SEQUENCE_REUSED), int(ClearingOutcom
 DENIED_LIABLE, AMOUNT_OVER_LIMIT = int(ClearingOutcome.DENIED_LIABLE), int(ClearingOutcome.AMOUNT_OVER_LIMIT)
 
 NO_OPERATOR: Final = 0xFFFF
-OPERATORS_MAX: Final = NO_OPERATOR  # places are 16 bits
 
 _BY_RESULT: Final = {
     Result.ACCEPTED: ClearingOutcome.CLEARED,

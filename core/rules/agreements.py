@@ -84,10 +84,6 @@ class Fee:
     per: Per = Per.TAP
     refunds: Refunds = Refunds.KEPT
 
-    @property
-    def free(self) -> bool:
-        return self.rate_bp == 0 and self.minimum_fen == 0
-
 
 @dataclass(frozen=True)
 class Agreement:
