@@ -19,9 +19,9 @@ from rich.table import Table
 from yikatong.bench.result import Progress
 from yikatong.bench.taps import AMOUNT_FEN, ATC_FIRST, SEQUENCE_FIRST, card_number, make_taps, terminal_number
 from yikatong.clients.connection import Connection, call
-from yikatong.core import keys
 from yikatong.core.errors import YikatongError
-from yikatong.core.keys import KeySet
+from yikatong.core.keys import key_sets
+from yikatong.core.keys.key_sets import KeySet
 from yikatong.v1 import account_service_pb2, card_service_pb2, clearing_service_pb2, result_pb2, terminal_service_pb2
 
 if TYPE_CHECKING:
@@ -383,7 +383,7 @@ def load_command(
     target = Target(address, service or address, connections, streams, batch, ca, certificate, key)
     with progress_bars() as progress:
         status = run_load(
-            OUT, target, keys.load(key_file)[0], cards=cards, rates=rates, seconds=seconds, json_file=json_file,
+            OUT, target, key_sets.load(key_file)[0], cards=cards, rates=rates, seconds=seconds, json_file=json_file,
             plot_file=plot_file, progress=progress,
         )  # fmt: skip
     sys.exit(status)

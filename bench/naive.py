@@ -6,7 +6,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, modes
 from cryptography.hazmat.primitives.ciphers.algorithms import SM4
 
 from yikatong.clients.card import card_serial, mac_message
-from yikatong.core.keys import KeySet
+from yikatong.core.keys.key_sets import KeySet
 from yikatong.v1 import tap_service_pb2
 
 

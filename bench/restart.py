@@ -10,8 +10,8 @@ from yikatong.bench.engine import BATCH, fill
 from yikatong.bench.result import BenchResult, Progress, machine, median, timed
 from yikatong.bench.taps import bench_key_set, random_taps
 from yikatong.clients.embedded import EmbeddedServer
-from yikatong.core import keys
 from yikatong.core.journal import Group, Journal
+from yikatong.core.keys import key_sets
 from yikatong.core.memory import EngineSettings, Memory
 from yikatong.core.store import DataDirectory
 from yikatong.core.tap import TapRules, run_taps
@@ -58,7 +58,7 @@ def run(
     """Seconds from starting the process until it serves, and of these how many the restore takes; killed in between."""
     with tempfile.TemporaryDirectory(prefix="yikatong-bench-") as name:
         folder = Path(name)
-        keys.write(folder / "keys.toml", bench_key_set(), "The worked example of profile.md, for benches.")
+        key_sets.write(folder / "keys.toml", bench_key_set(), "The worked example of profile.md, for benches.")
         tail_s = _grow(folder / "data", cards, taps, tail, progress)
         starts: list[float] = []
         restores: list[float] = []

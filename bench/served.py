@@ -15,7 +15,7 @@ from yikatong.bench.taps import (
 )
 from yikatong.clients.connection import Connection, call
 from yikatong.clients.embedded import EmbeddedServer
-from yikatong.core import keys
+from yikatong.core.keys import key_sets
 from yikatong.v1 import account_service_pb2, clearing_service_pb2
 
 BATCH = 8_192
@@ -46,7 +46,7 @@ def served(
     books are asked for and must balance."""
     with tempfile.TemporaryDirectory(prefix="yikatong-bench-") as name:
         folder = Path(name)
-        keys.write(folder / "keys.toml", bench_key_set(), "The worked example of profile.md, for benches.")
+        key_sets.write(folder / "keys.toml", bench_key_set(), "The worked example of profile.md, for benches.")
         files: dict[str, Path] = {}
         if mtls:
             make_certificates(folder)

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from yikatong.core.keys import KeySet
+from yikatong.core.keys.key_sets import KeySet
 from yikatong.ext import sm4
 from yikatong.v1 import card_service_pb2, tap_service_pb2, terminal_service_pb2
 

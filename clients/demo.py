@@ -26,8 +26,8 @@ from yikatong.clients.embedded import EmbeddedServer
 from yikatong.clients.replay import operator_totals, result_name
 from yikatong.clients.tables import operator_table, verdict, yuan
 from yikatong.clients.terminal import Terminal
-from yikatong.core import keys
 from yikatong.core.check import check
+from yikatong.core.keys import key_sets
 from yikatong.core.memory import EngineSettings
 from yikatong.v1 import (
     account_service_pb2,
@@ -74,7 +74,7 @@ class Tally:
 class City:
     """Cards, terminals, and everything that the server has acknowledged."""
 
-    def __init__(self, seed: int, key_set: keys.KeySet) -> None:
+    def __init__(self, seed: int, key_set: key_sets.KeySet) -> None:
         self.random = random.Random(seed)
         self.cards = [SimulatedCard(f"4416{i:012d}", key_set, FUNDS_FEN) for i in range(CARDS)]
         self.shopper = SimulatedCard(
@@ -274,7 +274,7 @@ def run_demo(console: Console, seconds: float, seed: int | None, keep: Path | No
     with tempfile.TemporaryDirectory(prefix="yikatong-demo-") as folder:
         data = Path(folder) / "data"
         data.mkdir(mode=0o700)
-        key_set = keys.make_test_keys(data / "keys.toml")[0]
+        key_set = key_sets.make_test_keys(data / "keys.toml")[0]
         city = City(seed, key_set)
         console.print(Panel(f"a city in small: {CARDS} cards, {len(city.terminals)} terminals, seed {seed}", expand=False))
         server = EmbeddedServer(data, data / "keys.toml")

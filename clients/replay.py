@@ -12,7 +12,7 @@ from yikatong.clients.counters import Counters
 from yikatong.clients.pricing import Key, PriceReport, Pricing, compare, line_number, stop_number
 from yikatong.clients.taps_csv import BUS, TAP_KINDS, TapRecord
 from yikatong.core.errors import YikatongError
-from yikatong.core.keys import KeySet
+from yikatong.core.keys.key_sets import KeySet
 from yikatong.core.rules.compile import Compiled
 from yikatong.v1 import (
     account_service_pb2,

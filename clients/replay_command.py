@@ -12,8 +12,8 @@ from yikatong.clients.embedded import EmbeddedServer
 from yikatong.clients.pricing import read_tariff
 from yikatong.clients.replay import Advance, ReplayReport, replay
 from yikatong.clients.taps_csv import BrokenLine, read_records
-from yikatong.core import keys
 from yikatong.core.errors import DataError
+from yikatong.core.keys import key_sets
 
 BROKEN_SHOWN = 20
 
@@ -52,8 +52,8 @@ def run_replay(
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
     if key_file is None:
         key_file = data / "keys.toml"
-        keys.make_test_keys(key_file)
-    key_set = keys.load(key_file)[0]
+        key_sets.make_test_keys(key_file)
+    key_set = key_sets.load(key_file)[0]
     if counter_file is None and server is None:
         counter_file = data / "counters.sqlite"
     ca, certificate, key = tls

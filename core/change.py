@@ -30,6 +30,11 @@ class Change:
         self._closed_day = 0
 
     @property
+    def time_us(self) -> int:
+        """Its journal time, µs, UTC."""
+        return self._time_us
+
+    @property
     def sequence(self) -> int:
         """Sequence that the event will get."""
         return int(self._memory.engine.next_sequence)

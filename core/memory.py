@@ -13,7 +13,7 @@ from yikatong.core.documents import Documents, Layer, save
 from yikatong.core.errors import Damaged, DataError, NewerFormat
 from yikatong.core.failpoints import failpoint
 from yikatong.core.journal import GENESIS, Entry, Journal, sm3
-from yikatong.core.keys import KeySet
+from yikatong.core.keys.key_sets import KeySet
 from yikatong.core.rules.compile import Compiled
 from yikatong.core.seen import CARDS, TERMINALS, Segments, add_segment
 from yikatong.core.store import DataDirectory, Reader
@@ -241,9 +241,11 @@ class Memory:
             raise EngineFault(f"record {record['sequence']} does not follow from the ones before it")
         if record["kind"] == types.RecordKind.CARD:
             card = card_service_pb2.Card.FromString(payload)
+            account = int(record["debit_account"])
             slot = self.engine.add_card(
                 card.card_number, card.issuer_id, card.rider, card.expires, time_us, payload,
                 int(record["rider_until"]), int(record["pass_number"]), int(record["pass_until"]),
+                account if account < self.engine.counts["accounts"] else types.NONE,
             )  # fmt: skip
             expected = int(record["card"])
         elif record["kind"] == types.RecordKind.TERMINAL:

@@ -19,10 +19,12 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
-from yikatong.core import authorizations, keys, limits, tap_port
+from yikatong.core import authorizations, limits, tap_port
 from yikatong.core.config import Settings
 from yikatong.core.day import DayRules
 from yikatong.core.errors import ConfigError, Overloaded, Unavailable
+from yikatong.core.keys import key_sets
+from yikatong.core.keys.provider import KeyProvider
 from yikatong.core.memory import EngineSettings, Progress
 from yikatong.core.metrics import Metrics
 from yikatong.core.rules import purse_rules
@@ -119,10 +121,17 @@ class Server:
     """Made by `start`; `service_port` and `metrics_port` are the ports that were bound."""
 
     def __init__(
-        self, settings: Settings, directory: DataDirectory, core: Core, metrics: MetricsObserver, rules: PurseRules
+        self,
+        settings: Settings,
+        directory: DataDirectory,
+        core: Core,
+        metrics: MetricsObserver,
+        rules: PurseRules,
+        provider: KeyProvider,
     ) -> None:
         self.settings = settings
         self._purse_rules = rules
+        self._provider = provider
         self.core = core
         self.metrics = metrics
         self._directory = directory
@@ -146,19 +155,20 @@ class Server:
             if not getattr(settings, name):
                 raise ConfigError(name, "is not set")
         tls = None if settings.insecure else _tls_context(settings)
-        key_sets = keys.load(Path(settings.keys))
+        masters = key_sets.load(Path(settings.keys))
+        provider = key_sets.load_provider(Path(settings.keys))
         rules = purse_rules.read(Path(settings.purse_rules)) if settings.purse_rules else purse_rules.read()
         day_rules = DayRules.read(Path(settings.data), settings.agreements, settings.seal_key)
         of_core = core_settings(settings)
         loop = asyncio.get_running_loop()
         directory = DataDirectory(Path(settings.data))
-        metrics = MetricsObserver(key_versions={key_set.key_version for key_set in key_sets})
+        metrics = MetricsObserver(key_versions={key_set.key_version for key_set in masters})
         core: Core | None = None
         try:
             core = await asyncio.to_thread(
-                lambda: Core(directory, key_sets, of_core, deliver_to(loop), metrics, progress=progress)
+                lambda: Core(directory, masters, of_core, deliver_to(loop), metrics, progress=progress)
             )
-            server = cls(settings, directory, core, metrics, rules)
+            server = cls(settings, directory, core, metrics, rules, provider)
             await server._listen(tls, day_rules)
             return server
         except BaseException:
@@ -170,7 +180,9 @@ class Server:
     async def _listen(self, tls: ssl.SSLContext | None, day_rules: DayRules) -> None:
         settings = self.settings
         self.metrics.watch_deny_list(lambda: self.core.deny_list)
-        self._grpc.add_generic_rpc_handlers(Service(self.core, self.metrics, self._purse_rules, day_rules).handlers())
+        self._grpc.add_generic_rpc_handlers(
+            Service(self.core, self.metrics, self._purse_rules, day_rules, self._provider).handlers()
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         names = [*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME, "grpc.reflection.v1.ServerReflection"]
         self._add_reflection(names)

@@ -28,8 +28,10 @@ from yikatong.core import (
     queries,
     reconcile,
 )
+from yikatong.core.callers import Caller, current
 from yikatong.core.day import Day, DayRules
 from yikatong.core.errors import DeadlineOver, InvalidRequest, Overloaded, YikatongError
+from yikatong.core.keys.provider import KeyProvider
 from yikatong.core.memory import Memory
 from yikatong.core.metrics import Metrics
 from yikatong.core.paging import page_size
@@ -116,12 +118,21 @@ def parse(kind: type[Request], request: bytes) -> Request:
 class Service:
     """The methods, over one core."""
 
-    def __init__(self, core: Core, metrics: Metrics, rules: PurseRules | None = None, day_rules: DayRules | None = None) -> None:
-        """Without `rules`, those that come with the package; without `day_rules` nothing can be cleared or sealed."""
+    def __init__(
+        self,
+        core: Core,
+        metrics: Metrics,
+        rules: PurseRules | None = None,
+        day_rules: DayRules | None = None,
+        provider: KeyProvider | None = None,
+    ) -> None:
+        """Without `rules`, those that come with the package; without `day_rules` nothing can be cleared or sealed; without
+        `provider` there are no persons, codes and assertions."""
         self._core = core
         self._loop = asyncio.get_running_loop()
         self.day = Day(lambda: core.journal.read(), self._ask_blocking, day_rules or DayRules())
         self._metrics = metrics
+        self._provider = provider
         self._calls = 0
         purse_rules = rules or read_purse_rules()
         self.methods: dict[str, dict[str, Method]] = {
@@ -291,6 +302,17 @@ class Service:
         async def method(request: bytes, deadline: float | None) -> bytes:
             message = parse(kind, request)
             work = Work(command=lambda memory, time_us: command(memory, message, time_us), deadline=deadline)
+            response: Message = await self._submit(work)
+            return response.SerializeToString()
+
+        return method
+
+    def _command_by(self, kind: type[Request], command: Callable[[Memory, Request, int, Caller], Message]) -> Method:
+        """A command that asks who calls."""
+
+        async def method(request: bytes, deadline: float | None) -> bytes:
+            message, caller = parse(kind, request), current()
+            work = Work(command=lambda memory, time_us: command(memory, message, time_us, caller), deadline=deadline)
             response: Message = await self._submit(work)
             return response.SerializeToString()
 

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+
 from yikatong.core.errors import ConfigError
 
 USER_ID: Final = b"1234567812345678"  # GM/T 0009's default
@@ -124,6 +126,13 @@ class PublicKey:
             right: bool = _library().EVP_DigestVerify(context, signature, len(signature), message, len(message)) == 1
         _library().ERR_clear_error()
         return right
+
+    def verify_raw(self, message: bytes, signature: bytes) -> bool:
+        """The same for a signature as r ‖ s, 64 bytes."""
+        if len(signature) != 64:
+            return False
+        r, s = (int.from_bytes(half, "big") for half in (signature[:32], signature[32:]))
+        return self.verify(message, encode_dss_signature(r, s))
 
 
 class PrivateKey:

@@ -234,6 +234,7 @@ class DocumentKind(IntEnum):
     DISPUTE = 44  # sequence of the event that opened it, 8 bytes → Dispute
     DISPUTED_CHARGE = 45  # sequence of the charge, 8 bytes → key of the dispute
     PARTICIPANT_FILES = 46  # settlement date in 8 digits, and the participant → ParticipantFiles
+    ACCESS = 75  # person id (16 bytes), sequence of the event (8) → Access
 
 
 NONE: Final = 0xFFFFFFFF

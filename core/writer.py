@@ -36,7 +36,7 @@ from yikatong.core.errors import (
 )
 from yikatong.core.in_flight import InFlight
 from yikatong.core.journal import Group, Journal, join
-from yikatong.core.keys import KeySet
+from yikatong.core.keys.key_sets import KeySet
 from yikatong.core.late import Corrections, price_again
 from yikatong.core.memory import EngineSettings, Memory, Photograph, Progress
 from yikatong.core.store import DataDirectory

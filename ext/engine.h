@@ -220,8 +220,9 @@ typedef struct {
     uint8_t rider, pass_number;
 } yk_entitlement;
 
+/* `account`: YK_NONE for one of its own, or that of another card, which it then pays from too (an e-card and its card). */
 int yk_add_card(yk_engine *engine, const yk_card_number *number, const uint8_t issuer_id[8], const yk_entitlement *entitlement,
-                uint32_t expires, int64_t time_us, const uint8_t *payload, uint32_t payload_bytes, uint32_t *slot);
+                uint32_t account, uint32_t expires, int64_t time_us, const uint8_t *payload, uint32_t payload_bytes, uint32_t *slot);
 int yk_add_terminal(yk_engine *engine, const uint8_t number[6], uint8_t kind, uint32_t account, int64_t time_us,
                     const uint8_t *payload, uint32_t payload_bytes, uint32_t *slot);
 int yk_top_up(yk_engine *engine, uint32_t card, int64_t amount_fen, int64_t time_us, const uint8_t *payload,

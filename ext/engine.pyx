@@ -194,7 +194,7 @@ cdef extern from "engine.h":
     int yk_add_operator(yk_engine *engine, int64_t time_us, const uint8_t *payload, uint32_t payload_bytes,
                         uint32_t *account) nogil
     int yk_add_card(yk_engine *engine, const yk_card_number *number, const uint8_t *issuer_id,
-                    const yk_entitlement *entitlement, uint32_t expires, int64_t time_us, const uint8_t *payload,
+                    const yk_entitlement *entitlement, uint32_t account, uint32_t expires, int64_t time_us, const uint8_t *payload,
                     uint32_t payload_bytes, uint32_t *slot) nogil
     int yk_add_terminal(yk_engine *engine, const uint8_t *number, uint8_t kind, uint32_t account, int64_t time_us,
                         const uint8_t *payload, uint32_t payload_bytes, uint32_t *slot) nogil
@@ -894,8 +894,9 @@ cdef class Engine:
         return account
 
     def add_card(self, str card_number, bytes issuer_id, uint8_t rider, uint32_t expires, int64_t time_us, bytes payload,
-                 uint16_t rider_until=0, uint8_t pass_number=0, uint16_t pass_until=0):
-        """Register a card that is not there yet; returns its slot. `…_until` are days since 1970-01-01, 0: no end."""
+                 uint16_t rider_until=0, uint8_t pass_number=0, uint16_t pass_until=0, uint32_t account=NONE):
+        """Register a card that is not there yet; returns its slot. `…_until` are days since 1970-01-01, 0: no end. With the
+        account of another card both pay from it: a card and its e-card. Raises IndexError for an account that is not there."""
         cdef yk_card_number number
         cdef yk_entitlement entitlement
         cdef uint32_t slot = 0
@@ -904,7 +905,9 @@ cdef class Engine:
         _card_number(card_number, &number)
         if len(issuer_id) != 8:
             raise ValueError("issuer_id: 8 bytes are wanted")
-        _check(yk_add_card(&self.engine, &number, <const uint8_t *>PyBytes_AS_STRING(issuer_id), &entitlement, expires, time_us,
+        if account != NONE and account >= self.engine.accounts.count:
+            raise IndexError(f"there is no account {account}")
+        _check(yk_add_card(&self.engine, &number, <const uint8_t *>PyBytes_AS_STRING(issuer_id), &entitlement, account, expires, time_us,
                            <const uint8_t *>PyBytes_AS_STRING(payload), len(payload), &slot))
         return slot
 

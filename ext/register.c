@@ -138,19 +138,18 @@ void yk_entitle(yk_card *card, const yk_entitlement *entitlement, yk_record *rec
 }
 
 int yk_add_card(yk_engine *engine, const yk_card_number *number, const uint8_t issuer_id[8], const yk_entitlement *entitlement,
-                uint32_t expires, int64_t time_us, const uint8_t *payload, uint32_t payload_bytes, uint32_t *slot) {
-    int error = yk_reserve(engine, 1, (uint64_t)payload_bytes + 5);
+                uint32_t account, uint32_t expires, int64_t time_us, const uint8_t *payload, uint32_t payload_bytes, uint32_t *slot) {
+    int error = yk_reserve(engine, 1, (uint64_t)payload_bytes + 5), is_new = account == YK_NONE;
     if (error) return error;
-    if (!has_room(&engine->cards, engine->config.cards_max) || !has_room(&engine->accounts, engine->config.accounts_max))
+    if (!has_room(&engine->cards, engine->config.cards_max) || (is_new && !has_room(&engine->accounts, engine->config.accounts_max)))
         return YK_FULL;
     error = grow_index(engine, &engine->card_index, (uint64_t)engine->cards.count + 1, engine->cards.count, card_hash_at);
     if (error) return error;
-    uint32_t account;
-    if ((error = add_account(engine, &account)) != 0) return error;
+    if (is_new && (error = add_account(engine, &account)) != 0) return error;
     *slot = engine->cards.count;
     yk_card *card = yk_table_append(&engine->cards);
     if (!card) {
-        engine->accounts.count--; /* or the next account would have another number here than in the journal */
+        engine->accounts.count -= (uint32_t)is_new; /* or the next account would have another number here than in the journal */
         return YK_FULL;
     }
     card->number = *number;

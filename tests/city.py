@@ -5,7 +5,7 @@ import secrets
 from yikatong.clients.card import SimulatedCard
 from yikatong.clients.connection import Connection
 from yikatong.clients.terminal import Terminal
-from yikatong.core.keys import KeySet
+from yikatong.core.keys.key_sets import KeySet
 from yikatong.v1 import account_service_pb2, card_service_pb2, terminal_service_pb2
 
 BUS = terminal_service_pb2.TERMINAL_KIND_BUS

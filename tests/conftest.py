@@ -7,7 +7,7 @@ import pytest
 
 from yikatong.clients.connection import Connection
 from yikatong.clients.embedded import EmbeddedServer
-from yikatong.core import keys
+from yikatong.core.keys import key_sets
 
 SHARED_TAPS = Path(__file__).resolve().parents[2] / "shared/data/shenzhen_taps_10k.csv"
 
@@ -16,13 +16,13 @@ SHARED_TAPS = Path(__file__).resolve().parents[2] / "shared/data/shenzhen_taps_1
 def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A key file with one random master."""
     path = tmp_path_factory.mktemp("keys") / "keys.toml"
-    keys.make_test_keys(path)
+    key_sets.make_test_keys(path)
     return path
 
 
 @pytest.fixture(scope="session")
-def key_set(key_file: Path) -> keys.KeySet:
-    return keys.load(key_file)[0]
+def key_set(key_file: Path) -> key_sets.KeySet:
+    return key_sets.load(key_file)[0]
 
 
 @pytest.fixture(scope="module")

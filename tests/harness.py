@@ -18,7 +18,7 @@ from yikatong.core import journal as journal_module
 from yikatong.core import memory as memory_module
 from yikatong.core.errors import CommitFailed, YikatongError
 from yikatong.core.journal import Group, Journal
-from yikatong.core.keys import KeySet
+from yikatong.core.keys.key_sets import KeySet
 from yikatong.core.late import price_again
 from yikatong.core.memory import EngineSettings, Memory, Photograph
 from yikatong.core.store import DataDirectory

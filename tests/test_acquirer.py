@@ -20,7 +20,7 @@ from yikatong.clients.embedded import EmbeddedServer
 from yikatong.core import authorizations
 from yikatong.core.authorizations import State
 from yikatong.core.errors import InvalidRequest, NotFound
-from yikatong.core.keys import KeySet
+from yikatong.core.keys.key_sets import KeySet
 from yikatong.core.types import Result
 from yikatong.v1 import account_service_pb2, merchant_service_pb2
 from yikatong.v1 import authorization_service_pb2 as pb

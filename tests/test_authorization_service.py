@@ -12,7 +12,7 @@ from test_service import violated_field
 from yikatong.clients.connection import Connection, call
 from yikatong.clients.embedded import EmbeddedServer, ServerFailed
 from yikatong.core.config import read_settings
-from yikatong.core.keys import KeySet
+from yikatong.core.keys.key_sets import KeySet
 from yikatong.core.types import Result
 from yikatong.v1 import authorization_service_pb2 as pb
 from yikatong.v1 import merchant_service_pb2, purse_service_pb2

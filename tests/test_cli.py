@@ -22,7 +22,7 @@ from yikatong.clients.connection import Connection
 from yikatong.clients.embedded import EmbeddedServer, ServerFailed
 from yikatong.clients.replay import file_totals
 from yikatong.clients.taps_csv import read_records
-from yikatong.core.keys import KeySet
+from yikatong.core.keys.key_sets import KeySet
 from yikatong.core.types import Result
 from yikatong.v1 import account_service_pb2
 

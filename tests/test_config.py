@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from yikatong.core import keys
 from yikatong.core.config import Settings, read_settings
 from yikatong.core.errors import ConfigError
+from yikatong.core.keys import key_sets
 
 KEY_FILE = '[[tac]]\nissuer_id = "5980000100000000"\nkey_version = 1\nkey_index = 1\nlevels = 2\nmaster = "{}"\n'
 MASTER = "fedcba98765432100123456789abcdef"
@@ -73,7 +73,7 @@ def test_keys_are_read_and_derived(tmp_path: Path) -> None:
     """The issuer's key of profile.md's worked example stands under its card key."""
     from yikatong.ext import sm4
 
-    key_set = keys.load(write_keys(tmp_path / "keys.toml", KEY_FILE.format(MASTER)))[0]
+    key_set = key_sets.load(write_keys(tmp_path / "keys.toml", KEY_FILE.format(MASTER)))[0]
     assert sm4.diversify(key_set.parent(), bytes.fromhex("3104416000000017")).hex() == "ab90fe13030d8c826723ac0928db8607"
     assert (
         sm4.diversify(key_set._replace(levels=1).parent(), bytes.fromhex("3104416000000017")).hex()
@@ -99,5 +99,5 @@ WRONG_KEYS = [
 @pytest.mark.parametrize(("text", "mode", "says"), WRONG_KEYS, ids=[row[2] for row in WRONG_KEYS])
 def test_a_wrong_key_file_is_told_and_no_key_is_shown(tmp_path: Path, text: str, mode: int, says: str) -> None:
     with pytest.raises(ConfigError, match=says) as caught:
-        keys.load(write_keys(tmp_path / "keys.toml", text, mode))
+        key_sets.load(write_keys(tmp_path / "keys.toml", text, mode))
     assert MASTER[:-2] not in str(caught.value)

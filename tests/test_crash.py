@@ -24,7 +24,7 @@ from yikatong.clients.terminal import Terminal
 from yikatong.core import failpoints
 from yikatong.core.check import check
 from yikatong.core.journal import FORMAT, HEADER, Journal
-from yikatong.core.keys import KeySet
+from yikatong.core.keys.key_sets import KeySet
 from yikatong.core.memory import EngineSettings
 from yikatong.core.store import JOURNAL, Store
 from yikatong.core.types import Result

@@ -13,10 +13,10 @@ from day_city import AGREEMENTS, DATE, City
 from yikatong.clients.bank import return_file
 from yikatong.clients.connection import Connection
 from yikatong.clients.embedded import EmbeddedServer
-from yikatong.core import keys
 from yikatong.core.check import check
 from yikatong.core.errors import InvalidRequest, NotFound
 from yikatong.core.exceptions import get_exception
+from yikatong.core.keys import key_sets
 from yikatong.core.memory import EngineSettings
 from yikatong.core.reconcile import InstructionState
 from yikatong.core.settle import read_settlement_csv
@@ -176,7 +176,7 @@ def test_a_day_from_the_command_line(tmp_path: Path) -> None:
         outcomes = [city.tap(card, ("bus", "metro")[card % 2], 2000, amount_due_fen=2500) for card in range(4)]
         city.checkpoint()
     (tmp_path / "agreements.toml").write_text(AGREEMENTS)
-    keys.make_test_keys(tmp_path / "keys.toml")
+    key_sets.make_test_keys(tmp_path / "keys.toml")
     private, public = tmp_path / "seal.pem", tmp_path / "public.pem"
     assert run("seal-key", "--private", private, "--public", public).returncode == 0
     rules = ("--agreements", str(tmp_path / "agreements.toml"), "--seal-key", str(private))

@@ -16,7 +16,7 @@ from yikatong.clients.terminal import Terminal
 from yikatong.core import limits
 from yikatong.core.deny_list import allow_card, deny_card, get_deny_list
 from yikatong.core.errors import InvalidRequest
-from yikatong.core.keys import KeySet
+from yikatong.core.keys.key_sets import KeySet
 from yikatong.core.types import Result
 from yikatong.v1 import deny_list_service_pb2 as protos
 

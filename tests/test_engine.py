@@ -42,7 +42,7 @@ from yikatong.clients.card import SimulatedCard, sign
 from yikatong.core import commands
 from yikatong.core.check import check
 from yikatong.core.errors import Damaged
-from yikatong.core.keys import KeySet
+from yikatong.core.keys.key_sets import KeySet
 from yikatong.core.types import NONE, RECORD, Flag, RecordKind, Result
 from yikatong.ext.engine import Engine, EngineFault, EngineFull, audit, outcomes_of_records
 from yikatong.v1 import account_service_pb2, card_service_pb2, tap_service_pb2, terminal_service_pb2

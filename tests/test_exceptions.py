@@ -25,7 +25,7 @@ from yikatong.core.check import check
 from yikatong.core.disputes import DisputeEvent, DisputeState
 from yikatong.core.errors import InvalidRequest, NotFound
 from yikatong.core.exceptions import AdjustmentEvent, AdjustmentState, ExceptionEvent, ExceptionState
-from yikatong.core.keys import KeySet
+from yikatong.core.keys.key_sets import KeySet
 from yikatong.core.memory import EngineSettings
 from yikatong.core.positions import Line, LineKind, Netted, Payee, Position
 from yikatong.core.tap_file import Taps, tap_csv

@@ -29,7 +29,7 @@ from yikatong.bench.certificates import make_certificates
 from yikatong.clients.connection import Connection
 from yikatong.clients.embedded import EmbeddedServer
 from yikatong.core import limits
-from yikatong.core.keys import KeySet
+from yikatong.core.keys.key_sets import KeySet
 from yikatong.core.types import Result
 from yikatong.ext import transport
 from yikatong.v1 import tap_service_pb2

@@ -19,7 +19,7 @@ from yikatong.bench.certificates import make_certificates
 from yikatong.bench.load_cli import Fleet, load_command
 from yikatong.clients.connection import Connection
 from yikatong.clients.embedded import EmbeddedServer
-from yikatong.core.keys import KeySet, make_test_keys
+from yikatong.core.keys.key_sets import KeySet, make_test_keys
 from yikatong.v1 import result_pb2, tap_service_pb2
 
 load = pytest.importorskip("yikatong.bench.load", reason="built where nghttp2 is there")

@@ -25,7 +25,7 @@ from yikatong.clients.connection import Connection
 from yikatong.clients.embedded import EmbeddedServer
 from yikatong.core import metrics as metrics_module
 from yikatong.core.errors import ConfigError
-from yikatong.core.keys import KeySet
+from yikatong.core.keys.key_sets import KeySet
 from yikatong.core.late import Corrections
 from yikatong.core.metrics import CODES, KINDS, Metrics
 from yikatong.core.types import Result

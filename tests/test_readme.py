@@ -10,9 +10,10 @@ import click
 import pytest
 
 from yikatong.bench.run import BENCHES
-from yikatong.core import cli, keys
+from yikatong.core import cli
 from yikatong.core.config import read_settings, settings_table
 from yikatong.core.errors import ConfigError
+from yikatong.core.keys import key_sets
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -61,7 +62,7 @@ def test_the_configuration_shown_can_be_read(tmp_path: Path) -> None:
     path.write_text(key_file)
     path.chmod(0o600)
     with pytest.raises(ConfigError, match=r"tac\[0\].master"):  # only the key itself is left out
-        keys.load(path)
+        key_sets.load(path)
 
 
 def test_every_dependency_is_explained() -> None:

@@ -14,7 +14,7 @@ from grpc_status import rpc_status
 from yikatong.clients.connection import Connection
 from yikatong.clients.embedded import EmbeddedServer
 from yikatong.core import limits
-from yikatong.core.keys import KeySet
+from yikatong.core.keys.key_sets import KeySet
 from yikatong.core.service import SERVICES
 from yikatong.core.types import Result
 from yikatong.v1 import (

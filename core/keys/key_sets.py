@@ -1,6 +1,6 @@
-"""Key sets: which key stands above the cards of an issuer, for a key version and index.
+"""The key file: which key stands above the cards of an issuer, for a key version and index, and the keys of all other purposes.
 
-They come from a TOML file that only its owner may read:
+It is a TOML file that only its owner may read:
 
     [[tac]]                          # masters of purpose DTK (TAC and tap MAC)
     issuer_id = "5980000100000000"   # 8 bytes, hex
@@ -8,14 +8,24 @@ They come from a TOML file that only its owner may read:
     key_index = 1
     levels = 2                       # 2: issuer, then card serial; 1: card serial alone
     master = "…"                     # 16 bytes, hex
+
+    [[key]]                          # any other
+    purpose = "person_data"          # of provider.Purpose
+    version = 1
+    index = 1
+    issuer_id = "0000000000000000"   # zeros where a key has no issuer
+    value = "…"                      # 16 bytes, hex; for keys that sign, the PEM of an SM2 private key
 """
 
 import secrets
 import tomllib
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from yikatong.core.errors import ConfigError
+from yikatong.core.keys.provider import ANY_ISSUER, KeyReference, Purpose
+from yikatong.core.keys.software import SIGNING, SoftwareProvider
+from yikatong.core.sm2 import PrivateKey
 from yikatong.ext import sm4
 
 TEST_ISSUER_ID: Final = bytes.fromhex("5980000100000000")  # profile.md's worked example
@@ -64,19 +74,23 @@ def _number(entry: dict[str, object], place: str, name: str, low: int, high: int
     return value
 
 
-def load(path: Path) -> list[KeySet]:
-    """Key sets of a file. Raises ConfigError naming the entry and field; never shows a key."""
+def _read(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_mode & 0o077:
             raise ConfigError(str(path), "only its owner may be able to read it (chmod 600)")
-        document = tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise ConfigError(str(path), error.strerror or "cannot be read") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), "is not TOML in UTF-8") from error
+
+
+def load(path: Path) -> list[KeySet]:
+    """Key sets of a file. Raises ConfigError naming the entry and field; never shows a key."""
+    document = _read(path)
     entries = document.get("tac")
-    if not isinstance(entries, list) or not entries or set(document) != {"tac"}:
-        raise ConfigError(str(path), "one or more [[tac]] and nothing else is wanted")
+    if not isinstance(entries, list) or not entries or not set(document) <= {"tac", "key"}:
+        raise ConfigError(str(path), "one or more [[tac]], some [[key]] and nothing else is wanted")
     key_sets: list[KeySet] = []
     for i, entry in enumerate(entries):
         place = f"{path}: tac[{i}]"
@@ -95,16 +109,51 @@ def load(path: Path) -> list[KeySet]:
     return key_sets
 
 
+def load_provider(path: Path) -> SoftwareProvider:
+    """All keys of a file, as whoever needs them asks for them. Raises ConfigError naming the entry and field."""
+    keys = {KeyReference(Purpose.TAC, each.key_version, each.key_index, each.issuer_id): each.master for each in load(path)}
+    entries = _read(path).get("key", [])
+    if not isinstance(entries, list):
+        raise ConfigError(str(path), "[[key]] is wanted, not [key]")
+    for i, entry in enumerate(entries):
+        place = f"{path}: key[{i}]"
+        wanted = {"purpose", "version", "index", "issuer_id", "value"}
+        if not isinstance(entry, dict) or set(entry) != wanted:
+            raise ConfigError(place, f"{', '.join(sorted(wanted))} and nothing else is wanted")
+        purpose = Purpose.__members__.get(str(_field(entry, place, "purpose", str)).upper())
+        if purpose is None or purpose is Purpose.TAC:
+            names = (each.name.lower() for each in Purpose if each is not Purpose.TAC)
+            raise ConfigError(f"{place}.purpose", f"one of {', '.join(names)} is wanted")
+        key = KeyReference(
+            purpose, _number(entry, place, "version", 0, 255), _number(entry, place, "index", 0, 255),
+            _hex(entry, place, "issuer_id", 8),
+        )  # fmt: skip
+        if key in keys:
+            raise ConfigError(place, "the same purpose, version, index and issuer stand there twice")
+        signs = purpose in SIGNING
+        keys[key] = str(_field(entry, place, "value", str)).encode() if signs else _hex(entry, place, "value", 16)
+    return SoftwareProvider(keys)
+
+
 def write(path: Path, key_set: KeySet, comment: str) -> None:
-    """Make a key file with one key set, for demos, replays, benches and tests."""
+    """Make a key file with one key set and a random key of every other purpose, for demos, replays, benches and tests."""
     path.touch(mode=0o600)
     path.write_text(
         f"# {comment}\n"
         "[[tac]]\n"
         f'issuer_id = "{key_set.issuer_id.hex()}"\n'
         f"key_version = {key_set.key_version}\nkey_index = {key_set.key_index}\nlevels = {key_set.levels}\n"
-        f'master = "{key_set.master.hex()}"\n',
+        f'master = "{key_set.master.hex()}"\n' + "".join(_new_key(purpose) for purpose in Purpose if purpose is not Purpose.TAC),
         "utf-8",
+    )
+
+
+def _new_key(purpose: Purpose) -> str:
+    value = PrivateKey.make().private_pem().decode() if purpose in SIGNING else secrets.token_bytes(16).hex()
+    issuer = TEST_ISSUER_ID if purpose in (Purpose.PURCHASE, Purpose.LOAD) else ANY_ISSUER
+    return (
+        f'\n[[key]]\npurpose = "{purpose.name.lower()}"\nversion = 1\nindex = 1\nissuer_id = "{issuer.hex()}"\n'
+        f'value = """{value}"""\n'
     )
 
 

@@ -1,0 +1,1 @@
+"""Keys: what stands behind each MAC, seal, code and stored secret."""
