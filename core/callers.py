@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import Final, NamedTuple
 
 from yikatong.core.errors import InvalidRequest
+from yikatong.ext.engine import bound_to_operator, bound_to_terminal
 from yikatong.v1 import access_pb2
 
 SCHEME: Final = "yikatong"
@@ -48,6 +49,20 @@ def parse_identity(uri: str) -> Caller:
     if ROLES[role] == access_pb2.ROLE_TERMINAL and not re.fullmatch(r"[0-9a-f]{12}", name):
         raise InvalidRequest("identity", "a terminal's name is its number, 12 hexadecimal digits in lower case")
     return Caller(ROLES[role], name, district)
+
+
+OPERATORS: Final[dict[str, int]] = {}
+"""Acquirers that have called, and the place of each in the table that the engine is given (core/tap.py). It only grows, by no
+more than there are certificates."""
+
+
+def bound_of(caller: Caller) -> int:
+    """Whose taps a caller may bring, as the engine takes it; 0: everybody's. To be called on the loop's thread."""
+    if caller.role == access_pb2.ROLE_TERMINAL:
+        return bound_to_terminal(bytes.fromhex(caller.name))
+    if caller.role == access_pb2.ROLE_ACQUIRER:
+        return bound_to_operator(OPERATORS.setdefault(caller.name, len(OPERATORS)))
+    return 0
 
 
 _serving: ContextVar[Caller] = ContextVar("caller", default=LOCAL)

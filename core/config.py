@@ -36,6 +36,10 @@ class Settings:
     tls_certificate: str = _setting("", "PEM file: the server's certificate and its chain")
     tls_key: str = _setting("", "PEM file: the key of that certificate")
     tls_client_ca: str = _setting("", "PEM file: authorities whose certificates callers must show (mTLS)")
+    tls_client_crl: str = _setting("", "PEM file: revocation lists of these authorities; without it none is revoked")
+    settlement_bank: str = _setting(
+        "", "name in the certificate of the bank that keeps the settlement account; empty: operators alone bring its files"
+    )
     json_logs: bool = _setting(False, "write the log as one JSON object a line")
     clock_ahead_s: int = _setting(
         limits.CLOCK_AHEAD_S, "how far a terminal's clock may be ahead, seconds", 0, limits.CLOCK_AHEAD_S_MAX
@@ -73,12 +77,17 @@ class Settings:
     def check_tls(self) -> None:
         """Raises ConfigError unless there is a certificate and key, or plaintext was asked for."""
         if self.insecure:
-            if self.tls_certificate or self.tls_key or self.tls_client_ca:
+            if self.tls_certificate or self.tls_key or self.tls_client_ca or self.tls_client_crl:
                 raise ConfigError("insecure", "a TLS certificate is configured too: choose one")
             return
         for name in ("tls_certificate", "tls_key"):
             if not getattr(self, name):
                 raise ConfigError(name, "is not set; without TLS, --insecure on a loopback address is wanted")
+        if not self.tls_client_ca:
+            if not ipaddress.ip_address(self.host).is_loopback:
+                raise ConfigError("tls_client_ca", f"is not set: callers must show certificates where host is {self.host}")
+            if self.tls_client_crl:
+                raise ConfigError("tls_client_ca", "is not set, but tls_client_crl is")
 
     def url(self, port: int) -> str:
         """host:port as gRPC wants it."""

@@ -169,6 +169,18 @@ def _fare_fen(memory: Memory, charge: Any) -> int:
 # ---- ExceptionService ----
 
 
+def parties_of(memory: Memory, dispute_id: str) -> tuple[tuple[str, ...], str]:
+    """Who was paid what a dispute is about (an operator's id, or an acquirer's), and the card that paid. Raises NotFound or
+    InvalidRequest."""
+    dispute = _dispute(memory, dispute_id, 0)
+    charge = _charge(memory, dispute.journal_sequence, int(memory.engine.find_card(dispute.card_number)))
+    if _is_capture(charge):
+        authorization, _ = captured_leg(memory, int(charge["sequence"]))
+        return (authorization.acquirer_id,), dispute.card_number
+    paid = [name for name, account in memory.operator_accounts.items() if account == int(charge["credit_account"])]
+    return tuple(paid), dispute.card_number
+
+
 def open_dispute(
     memory: Memory, request: exception_service_pb2.OpenDisputeRequest, time_us: int
 ) -> exception_service_pb2.OpenDisputeResponse:

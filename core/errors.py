@@ -34,6 +34,22 @@ class NotFound(YikatongError):
         self.name = name
 
 
+class Unauthenticated(YikatongError):
+    """Nobody knows who calls: no identity in the certificate, or more than one, or it is revoked or over. Permanent until the
+    caller has another certificate."""
+
+
+class Forbidden(YikatongError):
+    """The caller may not do that, or not to whom it asked for; which of the two things are there is not told. Permanent.
+
+    `why` is "role", "own" or "district"; `wanted` are the role and scope pairs that may call the method."""
+
+    def __init__(self, why: str, message: str, wanted: str = "") -> None:
+        super().__init__(message)
+        self.why = why
+        self.wanted = wanted
+
+
 class Overloaded(YikatongError):
     """A queue is full: nothing was done, come back later. Transient."""
 

@@ -34,6 +34,14 @@ TAP_IDLE_S_MAX: Final = 300.0  # a connection without a call
 TAP_PREFACE_S_MAX: Final = 10.0  # until a peer has spoken HTTP/2, after TLS
 TAP_HANDSHAKE_S_MAX: Final = 10.0  # TLS
 
+# ---- certificates ----
+CERTIFICATES_CACHED: Final = 8_192  # read once each: twice the connections of the tap port, some kilobytes each
+CRL_DAYS: Final = 30  # how long a development authority's revocation list is good
+CERTIFICATE_DAYS: Final = 365  # and a certificate of it
+AUTHORITY_DAYS: Final = 3_650
+CERTIFICATE_DAYS_MAX: Final = 3_650
+TLS_POLL_S: Final = 1.0  # how soon a changed file is noticed: four calls of stat
+
 # ---- the writer ----
 GROUP_TAPS_MAX: Final = 16_384  # taps in one group commit: two full requests; at 128 bytes it is 2 MiB on disk
 GROUP_RECORDS_MAX: Final = GROUP_TAPS_MAX + REQUEST_ITEMS_MAX  # commands come first; taps only where they still fit

@@ -44,6 +44,13 @@ def is_payer(text: str) -> bool:
     return text == GENERAL or _PURSE_ID.fullmatch(text.removeprefix(BANK_PREFIX)) is not None
 
 
+def funder_of(memory: Memory, card_number: str, purse_id: str) -> str:
+    """Who funds a purse; empty where there is none."""
+    card = int(memory.engine.find_card(card_number)) if is_card_number(card_number) else NONE
+    purse = None if card == NONE else find_purse(memory, card, purse_id)
+    return "" if purse is None else purse.funder_id
+
+
 def account_name(card_number: str, purse_id: str) -> str:
     return f"{PURSE_PREFIX}{card_number}:{purse_id}"
 

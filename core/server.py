@@ -6,7 +6,6 @@ import logging
 import resource
 import secrets
 import signal
-import ssl
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +33,7 @@ from yikatong.core.store import DataDirectory
 from yikatong.core.tap import TapRules
 from yikatong.core.tap_port import TapPort
 from yikatong.core.tariffs import read_tariffs
+from yikatong.core.tls import Tls
 from yikatong.core.writer import Core, CoreSettings, Phase, Work
 
 log = logging.getLogger(__name__)
@@ -69,43 +69,6 @@ def core_settings(settings: Settings) -> CoreSettings:
     )
 
 
-def _read(settings: Settings, name: str) -> bytes:
-    path = getattr(settings, name)
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigError(name, f"{path}: {error.strerror}") from error
-
-
-def _tls_context(settings: Settings) -> ssl.SSLContext:
-    """Raises ConfigError when the files cannot be read or do not belong together, which gRPC itself would not say."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["h2"])
-    try:
-        context.load_cert_chain(settings.tls_certificate, settings.tls_key)
-    except ssl.SSLError as error:
-        raise ConfigError(
-            "tls_key", f"is not the key of the certificate, or one of them is no PEM file: {error.reason}"
-        ) from error
-    except OSError as error:
-        raise ConfigError("tls_certificate", f"it or tls_key cannot be read: {error.strerror}") from error
-    if settings.tls_client_ca:
-        try:
-            context.load_verify_locations(settings.tls_client_ca)
-        except OSError as error:  # SSLError is one
-            raise ConfigError("tls_client_ca", f"cannot be read, or is no PEM file: {error}") from error
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context
-
-
-def _credentials(settings: Settings) -> grpc.ServerCredentials:
-    pair = (_read(settings, "tls_key"), _read(settings, "tls_certificate"))
-    if not settings.tls_client_ca:
-        return grpc.ssl_server_credentials([pair])
-    return grpc.ssl_server_credentials([pair], _read(settings, "tls_client_ca"), require_client_auth=True)
-
-
 class MetricsObserver(Metrics):
     """Metrics, and health that follows the core's phase."""
 
@@ -128,10 +91,12 @@ class Server:
         metrics: MetricsObserver,
         rules: PurseRules,
         provider: KeyProvider,
+        tls: Tls | None,
     ) -> None:
         self.settings = settings
         self._purse_rules = rules
         self._provider = provider
+        self.tls = tls
         self.core = core
         self.metrics = metrics
         self._directory = directory
@@ -140,6 +105,7 @@ class Server:
         self._metrics_server: Any = None
         self._taps: TapPort | None = None
         self._sweeping: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._draining = False
         self.service_port = 0
         self.metrics_port = 0
@@ -154,7 +120,7 @@ class Server:
         for name in ("data", "keys"):
             if not getattr(settings, name):
                 raise ConfigError(name, "is not set")
-        tls = None if settings.insecure else _tls_context(settings)
+        tls = None if settings.insecure else Tls(settings)
         masters = key_sets.load(Path(settings.keys))
         provider = key_sets.load_provider(Path(settings.keys))
         rules = purse_rules.read(Path(settings.purse_rules)) if settings.purse_rules else purse_rules.read()
@@ -168,8 +134,8 @@ class Server:
             core = await asyncio.to_thread(
                 lambda: Core(directory, masters, of_core, deliver_to(loop), metrics, progress=progress)
             )
-            server = cls(settings, directory, core, metrics, rules, provider)
-            await server._listen(tls, day_rules)
+            server = cls(settings, directory, core, metrics, rules, provider, tls)
+            await server._listen(day_rules)
             return server
         except BaseException:
             if core is not None:
@@ -177,12 +143,19 @@ class Server:
             directory.close()
             raise
 
-    async def _listen(self, tls: ssl.SSLContext | None, day_rules: DayRules) -> None:
-        settings = self.settings
+    async def _listen(self, day_rules: DayRules) -> None:
+        settings, tls = self.settings, self.tls
         self.metrics.watch_deny_list(lambda: self.core.deny_list)
-        self._grpc.add_generic_rpc_handlers(
-            Service(self.core, self.metrics, self._purse_rules, day_rules, self._provider).handlers()
+        service = Service(
+            self.core,
+            self.metrics,
+            self._purse_rules,
+            day_rules,
+            self._provider,
+            tls=tls,
+            settlement_bank=settings.settlement_bank,
         )
+        self._grpc.add_generic_rpc_handlers(service.handlers())
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         names = [*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME, "grpc.reflection.v1.ServerReflection"]
         self._add_reflection(names)
@@ -191,13 +164,13 @@ class Server:
             if tls is None:
                 self.service_port = self._grpc.add_insecure_port(address)
             else:
-                self.service_port = self._grpc.add_secure_port(address, _credentials(settings))
+                self.service_port = self._grpc.add_secure_port(address, tls.credentials())
         except RuntimeError as error:
             raise ConfigError("service_port", f"cannot listen on {address}") from error
         self._metrics_server = self.metrics.start_server(settings.host, settings.metrics_port)
         self.metrics_port = self._metrics_server.port
         if tap_port.available():
-            self._taps = await TapPort.listen(self.core, self.metrics, settings, self.service_port, tls)
+            self._taps = await TapPort.listen(self.core, self.metrics, settings, self.service_port, service.access, tls)
         await self._grpc.start()
         loop = asyncio.get_running_loop()
 
@@ -207,6 +180,18 @@ class Server:
         self.metrics.on_phase_change = follow
         await self._set_health(serving=self.core.phase is Phase.SERVING)
         self._sweeping = asyncio.create_task(self._sweep())
+        if tls is not None:
+            self._watching = asyncio.create_task(self._watch_tls(tls))
+
+    @staticmethod
+    async def _watch_tls(tls: Tls) -> None:
+        """Notice new certificates, keys, authorities and revocation lists."""
+        while True:
+            await asyncio.sleep(limits.TLS_POLL_S)
+            try:
+                tls.poll()
+            except Exception:
+                log.exception("TLS files could not be looked at")
 
     async def _sweep(self) -> None:
         """Once a second, let go what is on hold past its time, also when nobody asks anything."""
@@ -269,6 +254,8 @@ class Server:
         self._draining = True
         if self._sweeping is not None:
             self._sweeping.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
         await self._set_health(serving=False)
         await asyncio.sleep(min(LAME_DUCK_S, self.settings.drain_s))
         stops = [self._grpc.stop(self.settings.drain_s)]
@@ -285,6 +272,7 @@ class Server:
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, self.tls.reload if self.tls is not None else lambda: None)
         await stopping.wait()
         log.info("draining")
         await self.stop()

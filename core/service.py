@@ -15,6 +15,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
 from yikatong.core import (
+    access,
     authorizations,
     commands,
     deny_list,
@@ -27,10 +28,13 @@ from yikatong.core import (
     purses,
     queries,
     reconcile,
+    settle,
 )
-from yikatong.core.callers import Caller, current
+from yikatong.core.access import Access, Resolved
+from yikatong.core.callers import LOCAL, Caller, bound_of, current, serving
+from yikatong.core.certificates import identity_of_pem
 from yikatong.core.day import Day, DayRules
-from yikatong.core.errors import DeadlineOver, InvalidRequest, Overloaded, YikatongError
+from yikatong.core.errors import DeadlineOver, Forbidden, InvalidRequest, Overloaded, YikatongError
 from yikatong.core.keys.provider import KeyProvider
 from yikatong.core.memory import Memory
 from yikatong.core.metrics import Metrics
@@ -38,6 +42,7 @@ from yikatong.core.paging import page_size
 from yikatong.core.rules.purse_rules import PurseRules
 from yikatong.core.rules.purse_rules import read as read_purse_rules
 from yikatong.core.status import status_of
+from yikatong.core.tls import Tls
 from yikatong.core.totals import operator_totals
 from yikatong.core.writer import Core, Work
 from yikatong.ext.engine import NONE, local_seconds
@@ -62,8 +67,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 Method = Callable[[bytes, float | None], Awaitable[bytes]]
 Request = TypeVar("Request", bound=Message)
 
-SERVICES: Final = [
-    descriptor.full_name
+DESCRIPTORS: Final = [
+    descriptor
     for module in (
         tap_service_pb2,
         account_service_pb2,
@@ -80,6 +85,7 @@ SERVICES: Final = [
     )
     for descriptor in module.DESCRIPTOR.services_by_name.values()
 ]
+SERVICES: Final = [descriptor.full_name for descriptor in DESCRIPTORS]
 """Full names of all services."""
 
 
@@ -125,15 +131,23 @@ class Service:
         rules: PurseRules | None = None,
         day_rules: DayRules | None = None,
         provider: KeyProvider | None = None,
+        *,
+        tls: Tls | None = None,
+        settlement_bank: str = "",
+        district_of_card: access.DistrictOfCard = lambda memory, card_number: None,
     ) -> None:
         """Without `rules`, those that come with the package; without `day_rules` nothing can be cleared or sealed; without
-        `provider` there are no persons, codes and assertions."""
+        `provider` there are no persons, codes and assertions; without `tls` whoever calls is the machine's own operator."""
         self._core = core
         self._loop = asyncio.get_running_loop()
         self.day = Day(lambda: core.journal.read(), self._ask_blocking, day_rules or DayRules())
         self._metrics = metrics
         self._provider = provider
         self._calls = 0
+        self._tls = tls
+        self._settlement_bank = settlement_bank
+        rules_of_access = [access.rule_of(method) for service in DESCRIPTORS for method in service.methods]
+        self.access = Access(rules_of_access, lambda command: self._ask(command, None), district_of_card, RESOLVERS)
         purse_rules = rules or read_purse_rules()
         self.methods: dict[str, dict[str, Method]] = {
             "yikatong.v1.TapService": {
@@ -175,21 +189,23 @@ class Service:
                 "SettleWindow": self._of_day(settlement_service_pb2.SettleWindowRequest, Day.settle),
                 "AbortWindow": self._of_day(settlement_service_pb2.AbortWindowRequest, Day.abort),
                 "ResumeWindow": self._of_day(settlement_service_pb2.ResumeWindowRequest, Day.resume),
-                "ListSettlementFiles": self._of_day(settlement_service_pb2.ListSettlementFilesRequest, Day.list_files),
-                "GetSettlementFile": self._of_day(settlement_service_pb2.GetSettlementFileRequest, Day.get_file),
+                "ListSettlementFiles": self.list_settlement_files,
+                "GetSettlementFile": self.get_settlement_file,
                 "GetReport": self._of_day(settlement_service_pb2.GetReportRequest, Day.get_report),
                 "SealWindow": self._of_day(settlement_service_pb2.SealWindowRequest, Day.seal),
                 "GetSeal": self._of_day(settlement_service_pb2.GetSealRequest, Day.get_seal),
                 "GetReceipt": self._of_day(settlement_service_pb2.GetReceiptRequest, Day.get_receipt),
             },
             "yikatong.v1.ReconciliationService": {
-                "IngestBankFile": self.ingest_bank_file,
+                "IngestBankFile": self._of_bank(self.ingest_bank_file),
                 "IngestParticipantFile": self.ingest_participant_file,
                 "ListDifferences": self._command(reconciliation_service_pb2.ListDifferencesRequest, exceptions.list_differences),
                 "GetReconciliation": self._command(
                     reconciliation_service_pb2.GetReconciliationRequest, payments.get_reconciliation
                 ),
-                "ListInstructions": self._command(reconciliation_service_pb2.ListInstructionsRequest, payments.list_instructions),
+                "ListInstructions": self._of_bank(
+                    self._command(reconciliation_service_pb2.ListInstructionsRequest, payments.list_instructions)
+                ),
                 "ReissueInstruction": self._command(
                     reconciliation_service_pb2.ReissueInstructionRequest, payments.reissue_instruction
                 ),
@@ -269,7 +285,10 @@ class Service:
                 raise DeadlineOver("the deadline had passed before the work began")
             if self._calls > limits.CALLS_AT_ONCE_MAX:
                 raise Overloaded(f"more than {limits.CALLS_AT_ONCE_MAX} calls at once")
-            return await method(request, None if remaining_s is None else time.monotonic() + remaining_s)
+            deadline = None if remaining_s is None else time.monotonic() + remaining_s
+            caller = self._caller_of(context)
+            with serving(caller):
+                return await self.access.run(service, name, caller, request, lambda: method(request, deadline))
         except YikatongError as error:
             code, status = status_of(error)
             await context.abort(code, status.message, (("grpc-status-details-bin", status.SerializeToString()),))
@@ -287,6 +306,13 @@ class Service:
         finally:
             self._calls -= 1
             self._metrics.on_call_handled(service, name, code.name, time.perf_counter() - begun)
+
+    def _caller_of(self, context: Context) -> Caller:
+        """Who makes a call. Raises Unauthenticated."""
+        if self._tls is None or not self._tls.is_mutual:
+            return LOCAL
+        shown = list(context.auth_context().get("x509_pem_cert", ()))
+        return self._tls.identify(identity_of_pem(bytes(shown[0])) if shown else None)
 
     # ---- on the writer's thread ----
 
@@ -337,12 +363,14 @@ class Service:
 
     async def authorize_tap(self, request: bytes, deadline: float | None) -> bytes:
         """TapService.AuthorizeTap."""
-        response: bytes = await self._submit(Work(request=request, stored=False, deadline=deadline))
+        work = Work(request=request, stored=False, bound=bound_of(current()), deadline=deadline)
+        response: bytes = await self._submit(work)
         return response
 
     async def submit_taps(self, request: bytes, deadline: float | None) -> bytes:
         """TapService.SubmitTaps."""
-        response: bytes = await self._submit(Work(request=request, stored=True, deadline=deadline))
+        work = Work(request=request, stored=True, bound=bound_of(current()), deadline=deadline)
+        response: bytes = await self._submit(work)
         return response
 
     async def deny_card(self, request: bytes, deadline: float | None) -> bytes:
@@ -384,6 +412,32 @@ class Service:
 
         return method
 
+    def _of_bank(self, method: Method) -> Method:
+        """A method that of all banks only the settlement account's may call."""
+
+        async def checked(request: bytes, deadline: float | None) -> bytes:
+            access.check_bank(current(), self._settlement_bank)
+            return await method(request, deadline)
+
+        return checked
+
+    async def list_settlement_files(self, request: bytes, deadline: float | None) -> bytes:
+        """SettlementService.ListSettlementFiles."""
+        access.check_bank(caller := current(), self._settlement_bank)
+        message = parse(settlement_service_pb2.ListSettlementFilesRequest, request)
+        response = await asyncio.to_thread(self.day.list_files, message)
+        shown = [file for file in response.files if _may_fetch(caller, file.name)]
+        return settlement_service_pb2.ListSettlementFilesResponse(files=shown).SerializeToString()
+
+    async def get_settlement_file(self, request: bytes, deadline: float | None) -> bytes:
+        """SettlementService.GetSettlementFile."""
+        access.check_bank(caller := current(), self._settlement_bank)
+        message = parse(settlement_service_pb2.GetSettlementFileRequest, request)
+        if not _may_fetch(caller, message.name):
+            raise Forbidden("own", "not the caller's own, or not there")
+        response = await asyncio.to_thread(self.day.get_file, message)
+        return response.SerializeToString()
+
     async def get_tap(self, request: bytes, deadline: float | None) -> bytes:
         """TapService.GetTap."""
         message = parse(tap_service_pb2.GetTapRequest, request)
@@ -420,14 +474,19 @@ class Service:
         if message.sequence_last and message.sequence_last < message.sequence_first:
             raise InvalidRequest("sequence_last", "is before sequence_first")
         names = await self._ask(commands.names, deadline)
+        caller = current()
+        whose = caller.name if caller.role == access.ACQUIRER else None
 
         def work() -> bytes:
             with self._core.journal.read() as reader:
                 totals = operator_totals(reader, names, message.settlement_date, message.sequence_first, message.sequence_last)
+            shown = [operator for operator in totals.operators if whose in (None, operator.operator_id)]
             response = clearing_service_pb2.GetOperatorTotalsResponse(
-                total_taps=totals.taps, total_fen=totals.total_fen, sequence=totals.sequence
+                total_taps=sum(operator.taps for operator in shown),
+                total_fen=sum(operator.amount_fen for operator in shown),
+                sequence=totals.sequence,
             )
-            for operator in totals.operators:
+            for operator in shown:
                 response.operators.add(
                     operator_id=operator.operator_id,
                     taps=operator.taps,
@@ -450,6 +509,7 @@ class Service:
         """ReconciliationService.IngestParticipantFile."""
         message = parse(reconciliation_service_pb2.IngestParticipantFileRequest, request)
         other = await asyncio.to_thread(participant_files.read, message)
+        access.check_participant(current(), other.participant)
         before = await self._ask(lambda memory: participant_files.before(memory, message, other), deadline)
         if not isinstance(before, int):
             answer: bytes = before.SerializeToString()
@@ -468,6 +528,31 @@ class Service:
         )
         response: Message = await self._submit(work)
         return response.SerializeToString()
+
+
+def _may_fetch(caller: Caller, name: str) -> bool:
+    """Whether a settlement file is a caller's: the statements of an acquirer, and what the bank is told to do."""
+    if caller.role == access.ACQUIRER:
+        stems = (settle.file_stem(participant) for participant in access.participants_of(caller.name))
+        return name.startswith(tuple(stem + "." for stem in stems))
+    return caller.role != access.BANK or name.startswith(("payments.", "claims."))
+
+
+def _behind_dispute(memory: Memory, message: Any) -> Resolved:
+    return Resolved(*disputes.parties_of(memory, message.dispute_id))
+
+
+def _behind_purse(memory: Memory, message: Any) -> Resolved:
+    return Resolved((purses.funder_of(memory, message.card_number, message.purse_id),))
+
+
+RESOLVERS: Final = {
+    "ExceptionService.RespondToDispute": _behind_dispute,
+    "ExceptionService.WithdrawDispute": _behind_dispute,
+    "PurseService.FundPurse": _behind_purse,
+    "PurseService.ClosePurse": _behind_purse,
+}
+"""What is behind the ids in requests of these methods (core/access.py)."""
 
 
 def _sequence_of(memory: Memory, message: tap_service_pb2.GetTapRequest) -> int:

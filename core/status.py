@@ -10,10 +10,12 @@ from yikatong.core.errors import (
     ConfigError,
     DataError,
     DeadlineOver,
+    Forbidden,
     Full,
     InvalidRequest,
     NotFound,
     Overloaded,
+    Unauthenticated,
     Unavailable,
     YikatongError,
 )
@@ -24,6 +26,8 @@ RETRY_MS: Final = 200  # some group commits
 CODES: Final[dict[type[YikatongError], tuple[grpc.StatusCode, str]]] = {
     InvalidRequest: (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
     NotFound: (grpc.StatusCode.NOT_FOUND, "NOT_FOUND"),
+    Unauthenticated: (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED"),
+    Forbidden: (grpc.StatusCode.PERMISSION_DENIED, "FORBIDDEN"),
     Overloaded: (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED"),
     ConfigError: (grpc.StatusCode.FAILED_PRECONDITION, "NOT_CONFIGURED"),
     Full: (grpc.StatusCode.FAILED_PRECONDITION, "FULL"),
@@ -38,7 +42,10 @@ def status_of(error: YikatongError) -> tuple[grpc.StatusCode, status_pb2.Status]
     """The gRPC code of an error, and its status message with ErrorInfo, BadRequest and RetryInfo as they apply."""
     kind = next(kind for kind in type(error).__mro__ if kind in CODES)
     code, reason = CODES[kind]
-    details = [error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN)]
+    info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN)
+    if isinstance(error, Forbidden):
+        info.metadata.update(why=error.why, wanted=error.wanted)
+    details = [info]
     if isinstance(error, InvalidRequest):
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.reason)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
@@ -49,6 +56,6 @@ def status_of(error: YikatongError) -> tuple[grpc.StatusCode, status_pb2.Status]
     status = status_pb2.Status(code=code.value[0], message=str(error))
     for detail in details:
         packed = any_pb2.Any()
-        packed.Pack(detail)
+        packed.Pack(detail, deterministic=True)  # both ports answer the same bytes
         status.details.append(packed)
     return code, status

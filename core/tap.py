@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from yikatong.core import limits
-from yikatong.core.errors import DeadlineOver, InvalidRequest, YikatongError
+from yikatong.core.callers import OPERATORS
+from yikatong.core.errors import DeadlineOver, Forbidden, InvalidRequest, YikatongError
 from yikatong.core.late import Corrections, note_late, price_again
-from yikatong.core.memory import Memory
+from yikatong.core.memory import OPERATOR_PREFIX, Memory
 from yikatong.core.seen import CARDS, TERMINALS
 from yikatong.core.tariffs import read_notes
-from yikatong.core.types import RECORD
-from yikatong.ext.engine import DEADLINE_OVER, Calls
+from yikatong.core.types import NONE, RECORD
+from yikatong.ext.engine import DEADLINE_OVER, NOT_OWN, Calls
 
 DECODE_ERRORS: Final = {
     -1: ("request", "ends in the middle of a field"),
@@ -49,12 +50,18 @@ class TapBatch:
         self.outcomes = outcomes  # one for each tap, good until the next batch
 
 
-def run_taps(memory: Memory, requests: list[bytes], stored: list[bool], time_us: int, rules: TapRules) -> TapBatch:
+def run_taps(
+    memory: Memory, requests: list[bytes], stored: list[bool], time_us: int, rules: TapRules, bounds: list[int] | None = None
+) -> TapBatch:
     """Take AuthorizeTapRequest (stored: False) and SubmitTapsRequest (True) messages through the flow, up to the journal.
 
-    `time_us` is the journal time: microseconds since 1970, UTC. Raises EngineFault when memory must be rebuilt."""
+    `time_us` is the journal time: microseconds since 1970, UTC. `bounds` say whose taps each caller may bring
+    (core/access.py); without them everybody may bring all. Raises EngineFault when memory must be rebuilt."""
     engine = memory.engine
-    counts = engine.decode(requests, stored, time_us // 1_000_000, rules.clock_ahead_s_max, limits.REQUEST_ITEMS_MAX)
+    accounts = None if bounds is None else _accounts_of_operators(memory)
+    counts = engine.decode(
+        requests, stored, time_us // 1_000_000, rules.clock_ahead_s_max, limits.REQUEST_ITEMS_MAX, bounds, accounts
+    )
     engine.lookup()
     priors, notes = _find_priors(memory)
     engine.verify()
@@ -71,7 +78,8 @@ def run_calls(
     time.monotonic(), for their deadlines. Returns the outcomes, good until the next batch, and what late taps made anew."""
     engine = memory.engine
     now_us = int(now * 1e6)
-    engine.decode_calls(batch, time_us // 1_000_000, rules.clock_ahead_s_max, limits.REQUEST_ITEMS_MAX, now_us)
+    accounts = _accounts_of_operators(memory)
+    engine.decode_calls(batch, time_us // 1_000_000, rules.clock_ahead_s_max, limits.REQUEST_ITEMS_MAX, now_us, accounts)
     engine.lookup()
     priors, notes = _find_priors(memory)
     engine.verify()
@@ -84,7 +92,18 @@ def decode_error(code: int) -> YikatongError:
     """The error that a negative answer of the decoder stands for."""
     if code == DEADLINE_OVER:
         return DeadlineOver("the deadline had passed before the work began")
+    if code == NOT_OWN:
+        return Forbidden("own", "a caller brings taps of its own only: a terminal those it made, an acquirer its terminals'")
     return InvalidRequest(*DECODE_ERRORS[code])
+
+
+def _accounts_of_operators(memory: Memory) -> npt.NDArray[np.uint32] | None:
+    """Accounts of the operators that callers are bound to, by their place; NONE of one that no terminal has. None where there
+    are no such callers."""
+    if not OPERATORS:
+        return None
+    accounts = (memory.account(OPERATOR_PREFIX + name) for name in list(OPERATORS))
+    return np.array([NONE if account is None else account for account in accounts], np.uint32)
 
 
 def _price_late(memory: Memory, time_us: int) -> Corrections:

@@ -4,6 +4,8 @@ answers as the service port; any other method is UNIMPLEMENTED there."""
 import asyncio
 import functools
 import logging
+import os
+import socket
 import ssl
 from collections.abc import Callable
 from typing import Any, Final
@@ -13,14 +15,18 @@ from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2
 
 from yikatong.core import commands, limits
+from yikatong.core.access import Access
+from yikatong.core.callers import LOCAL, Caller, bound_of
+from yikatong.core.certificates import identity_of_der
 from yikatong.core.config import Settings
-from yikatong.core.errors import ConfigError, NotFound, Overloaded, Unavailable, YikatongError
+from yikatong.core.errors import ConfigError, Forbidden, NotFound, Overloaded, Unauthenticated, Unavailable, YikatongError
 from yikatong.core.metrics import Metrics
 from yikatong.core.service import SERVICES, parse
 from yikatong.core.status import status_of
 from yikatong.core.tap import DECODE_ERRORS, decode_error
+from yikatong.core.tls import Tls
 from yikatong.core.writer import Core, Work
-from yikatong.ext.engine import DEADLINE_OVER, Calls
+from yikatong.ext.engine import DEADLINE_OVER, NOT_OWN, Calls
 from yikatong.v1 import account_service_pb2
 
 try:
@@ -35,6 +41,7 @@ SUBMIT_TAPS: Final = ("yikatong.v1.TapService", "SubmitTaps")
 GET_BALANCE: Final = ("yikatong.v1.AccountService", "GetBalance")
 HEALTH_CHECK: Final = ("grpc.health.v1.Health", "Check")
 TICK_S: Final = 1.0
+BACKLOG: Final = 1024
 CODE_NAMES: Final = {int(code.value[0]): code.name for code in grpc.StatusCode}
 US: Final = 1_000_000
 
@@ -84,18 +91,23 @@ def _plain_failure(code: grpc.StatusCode, message: str) -> Any:
 class TapPort:
     """Made by `listen`; `port` is the one that was bound."""
 
-    def __init__(self, core: Core, metrics: Metrics, settings: Settings, service_port: int) -> None:
+    def __init__(
+        self, core: Core, metrics: Metrics, settings: Settings, service_port: int, access: Access, tls: Tls | None
+    ) -> None:
         self._core = core
+        self._access = access
+        self._tls = tls
         self._metrics = metrics
         self._settings = settings
         self.serving = True
         self.port = 0
+        self._socket: socket.socket
         loop = asyncio.get_running_loop()
         elsewhere = f"not on the tap port: this method is on the service port, {settings.url(service_port)}"
         overloaded = Overloaded("too much is waiting; come back later")
         self._transport = transport.Transport(
             loop, transport_limits(settings), self._on_calls, self._on_call, self._on_handled,
-            _plain_failure(grpc.StatusCode.UNIMPLEMENTED, elsewhere), _failure(overloaded),
+            _plain_failure(grpc.StatusCode.UNIMPLEMENTED, elsewhere), _failure(overloaded), self._identify,
         )  # fmt: skip
         self._methods: dict[int, tuple[str, str]] = {}
         self._handlers: dict[int, Callable[[Any], None]] = {}
@@ -103,7 +115,8 @@ class TapPort:
         self._register(SUBMIT_TAPS, transport.LANE_SUBMIT)
         self._handlers[self._register(GET_BALANCE)] = self._get_balance
         self._handlers[self._register(HEALTH_CHECK)] = self._check_health
-        self._decode_failures = {code: _failure(decode_error(code)) for code in (*DECODE_ERRORS, DEADLINE_OVER)}
+        self._decode_failures = {code: _failure(decode_error(code)) for code in (*DECODE_ERRORS, DEADLINE_OVER, NOT_OWN)}
+        self._checking: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._ticking: asyncio.Task[None] | None = None
 
@@ -114,25 +127,73 @@ class TapPort:
 
     @classmethod
     async def listen(
-        cls, core: Core, metrics: Metrics, settings: Settings, service_port: int, tls: ssl.SSLContext | None
+        cls, core: Core, metrics: Metrics, settings: Settings, service_port: int, access: Access, tls: Tls | None
     ) -> "TapPort":
         """Raises ConfigError when the port cannot be had."""
-        made = cls(core, metrics, settings, service_port)
+        made = cls(core, metrics, settings, service_port, access, tls)
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         try:
-            made._server = await asyncio.get_running_loop().create_server(
-                made._transport.protocol,
-                settings.host,
-                settings.tap_port,
-                ssl=tls,
-                ssl_handshake_timeout=limits.TAP_HANDSHAKE_S_MAX if tls else None,
-                backlog=1024,
-            )
+            made._socket = socket.create_server((settings.host, settings.tap_port), family=family, backlog=BACKLOG)
         except OSError as error:
-            raise ConfigError("tap_port", f"cannot listen on {settings.url(settings.tap_port)}: {error.strerror}") from error
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise ConfigError("tap_port", f"cannot listen on {settings.url(settings.tap_port)}: {reason}") from error
+        made._server = await made._serve(None if tls is None else tls.material.context)
+        if tls is not None:
+            tls.on_change.append(made._on_tls_change)
         metrics.watch_tap_port(made.counts)
-        made.port = made._server.sockets[0].getsockname()[1]
+        made.port = made._socket.getsockname()[1]
         made._ticking = asyncio.create_task(made._tick())
         return made
+
+    async def _serve(self, context: ssl.SSLContext | None) -> asyncio.Server:
+        """Take what comes in on the listening socket."""
+        return await asyncio.get_running_loop().create_server(
+            self._transport.protocol,
+            sock=self._socket.dup(),
+            ssl=context,
+            ssl_handshake_timeout=limits.TAP_HANDSHAKE_S_MAX if context else None,
+            backlog=BACKLOG,
+        )
+
+    # ---- who calls ----
+
+    def _on_tls_change(self) -> None:
+        """New connections get the new certificate; those that are open are looked at again."""
+        self._transport.identify_again()
+        task = asyncio.ensure_future(self._serve_anew())
+        self._checking.add(task)
+        task.add_done_callback(self._checking.discard)
+
+    async def _serve_anew(self) -> None:
+        """The socket goes on listening meanwhile; connections that are open stay."""
+        assert self._tls is not None
+        if self._server is None or not self._server.is_serving():
+            return
+        before, self._server = self._server, await self._serve(self._tls.material.context)
+        before.close()
+
+    def _identify(self, connection: Any) -> Any:
+        """The peer of a connection, and which methods it may not call: any but health for who is not known."""
+        tls = self._tls
+        if tls is None or not tls.is_mutual:
+            return transport.Peer(LOCAL)
+        try:
+            shown = connection.get_extra_info("ssl_object").getpeercert(True)
+            caller = tls.identify(identity_of_der(shown) if shown else None)
+        except Unauthenticated as error:
+            failure = _failure(error)
+            return transport.Peer(None, 0, {number: failure for number in self._methods if self._methods[number] != HEALTH_CHECK})
+        return transport.Peer(caller, bound_of(caller), self._forbidden(caller))
+
+    def _forbidden(self, caller: Caller) -> dict[int, Any]:
+        failures = {}
+        for number, (service, method) in self._methods.items():
+            if (service, method) != HEALTH_CHECK:
+                try:
+                    self._access.scope_of(service, method, caller)
+                except Forbidden as error:
+                    failures[number] = _failure(error)
+        return failures
 
     async def _tick(self) -> None:
         while True:
@@ -150,6 +211,7 @@ class TapPort:
         """GOAWAY to all; calls in flight finish, connections close; what is open after the grace is closed."""
         assert self._server is not None
         self._server.close()
+        self._socket.close()
         self._transport.drain()
         end = asyncio.get_running_loop().time() + grace_s
         while self._transport.open_connections and asyncio.get_running_loop().time() < end:
@@ -198,13 +260,38 @@ class TapPort:
     # ---- the methods that are not taps ----
 
     def _get_balance(self, call: Any) -> None:
+        if not self._access.is_free(*GET_BALANCE, call.caller or LOCAL):
+            task = asyncio.ensure_future(self._get_balance_checked(call))
+            self._checking.add(task)
+            task.add_done_callback(self._checking.discard)
+            return
+        self._core.submit(self._balance_work(call, functools.partial(self._resolve_call, call)))
+
+    @staticmethod
+    def _balance_work(call: Any, tag: Any) -> Work:
         message = parse(account_service_pb2.GetBalanceRequest, call.message)
-        work = Work(
-            command=lambda memory, time_us: commands.get_balance(memory, message, time_us),
-            deadline=call.deadline,
-            tag=functools.partial(self._resolve_call, call),
+        return Work(
+            command=lambda memory, time_us: commands.get_balance(memory, message, time_us), deadline=call.deadline, tag=tag
         )
-        self._core.submit(work)
+
+    async def _get_balance_checked(self, call: Any) -> None:
+        """For callers that do not see every card."""
+
+        async def serve() -> bytes:
+            work = self._balance_work(call, asyncio.get_running_loop().create_future())
+            self._core.submit(work)
+            balance: bytes = (await work.tag).SerializeToString()
+            return balance
+
+        try:
+            response = await self._access.run(*GET_BALANCE, call.caller, call.message, serve)
+        except YikatongError as error:
+            call.fail(_failure(error))
+        except Exception:
+            log.exception("%s/%s failed", *GET_BALANCE)
+            call.fail(_internal_failure())
+        else:
+            call.answer(response)
 
     @staticmethod
     def _resolve_call(call: Any, work: Work) -> None:

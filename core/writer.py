@@ -68,6 +68,7 @@ class Work:
     calls: Calls | None = None
     stored: bool = False
     command: Command | None = None
+    bound: int = 0  # whose taps the caller may bring (core/callers.py, bound_of); of `calls`, it is in them
     deadline: float | None = None  # time.monotonic() after which it is not begun any more
     tag: Any = None  # the submitter's own
     response: Any = None
@@ -305,8 +306,14 @@ class Core:
         self._observer.on_corrections(corrections)
 
     def _taps(self, batch: list[Work], waiting: deque[Work], taken: list[Work], time_us: int) -> None:
+        bounds = [work.bound for work in batch]
         result = run_taps(
-            self._memory, [work.request for work in batch], [work.stored for work in batch], time_us, self._settings.taps
+            self._memory,
+            [work.request for work in batch],
+            [work.stored for work in batch],
+            time_us,
+            self._settings.taps,
+            bounds if any(bounds) else None,
         )
         self._observer.on_taps(result.outcomes)
         self._observer.on_corrections(result.corrections)

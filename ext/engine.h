@@ -155,6 +155,15 @@ const yk_key *yk_engine_find_key(const yk_engine *engine, const uint8_t issuer_i
 /* lookup.c: which card, which terminal, and where each tap may have been seen before. */
 void yk_lookup(const yk_engine *engine, yk_tap *taps, uint32_t n);
 
+/* Whose taps a caller may bring: 0 for everybody's, else one of these kinds in the upper 16 bits. A terminal's number (as
+ * yk_terminal_key) or the place of an operator's account in a table stands below. */
+enum { YK_BOUND_TERMINAL = 1, YK_BOUND_OPERATOR = 2, YK_BOUND_SHIFT = 48 };
+
+/* lookup.c: whether no tap of n is somebody else's than the caller's. A malformed tap is nobody's: it leaves no trace. The taps of
+ * a terminal that is not known are not an operator's own. */
+int yk_are_own(const yk_engine *engine, const yk_tap *taps, uint32_t n, uint64_t bound, const uint32_t *accounts,
+               uint32_t account_count);
+
 /* verify.c: key_known and proved for each tap that is well-formed. */
 void yk_verify(const yk_engine *engine, yk_tap *taps, uint32_t n);
 

@@ -11,6 +11,7 @@ cdef class Calls:
     cdef uint32_t *lengths
     cdef uint64_t *deadlines_us        # monotonic microseconds; 0: none
     cdef void **handles                # the transport's own
+    cdef uint64_t *bounds              # whose taps each caller may bring (engine.h, yk_are_own)
     cdef int32_t *counts               # taps of each request, or a negative decode error
     cdef uint8_t *responses
     cdef uint64_t *response_ends

@@ -4,7 +4,7 @@ stage. One thread calls everything, but for `frozen_*`, which one other thread m
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc, realloc
+from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 import numpy as np
@@ -60,6 +60,7 @@ cdef extern from "decode.h":
         uint64_t now_local_s
         uint32_t clock_ahead_s_max
         uint32_t taps_max
+    enum: YK_DEADLINE_OVER, YK_NOT_OWN
     int yk_decode_request(const uint8_t *bytes, size_t n, int stored, const yk_decode_rules *rules, yk_tap *taps) nogil
     int yk_card_number_parse(const uint8_t *text, size_t n, yk_card_number *number) nogil
     size_t yk_card_number_print(const yk_card_number *number, char *text) nogil
@@ -215,6 +216,10 @@ cdef extern from "engine.h":
     int64_t yk_imbalance(const yk_engine *engine) nogil
     int yk_is_at_hand(const yk_engine *engine, uint64_t sequence, uint64_t margin) nogil
     const yk_rides *yk_rides_of(const yk_engine *engine, uint32_t card) nogil
+    uint64_t yk_terminal_key(const uint8_t *number) nogil
+    enum: YK_BOUND_TERMINAL, YK_BOUND_OPERATOR, YK_BOUND_SHIFT
+    int yk_are_own(const yk_engine *engine, const yk_tap *taps, uint32_t n, uint64_t bound, const uint32_t *accounts,
+                   uint32_t account_count) nogil
     uint64_t yk_card_seen_key(uint32_t card, uint16_t atc) nogil
     uint64_t yk_terminal_seen_key(uint32_t terminal, uint32_t sequence) nogil
 
@@ -222,10 +227,10 @@ cdef enum:
     RECORD_BYTES = 128
 
 cdef enum:
-    YK_DEADLINE_OVER = -6
     NOGIL_TAPS = 64  # a smaller batch is done before another thread would give the GIL back
 
 DEADLINE_OVER = YK_DEADLINE_OVER
+NOT_OWN = YK_NOT_OWN
 NONE = <uint32_t>YK_NONE
 PAGE_BYTES = YK_PAGE_BYTES
 TABLES = ("cards", "accounts", "terminals", "rides")
@@ -340,9 +345,11 @@ cdef class Calls:
         self.lengths = <uint32_t *>malloc(n * sizeof(uint32_t))
         self.deadlines_us = <uint64_t *>malloc(n * sizeof(uint64_t))
         self.handles = <void **>malloc(n * sizeof(void *))
+        self.bounds = <uint64_t *>calloc(n, sizeof(uint64_t))
         self.counts = <int32_t *>malloc(n * sizeof(int32_t))
         self.response_ends = <uint64_t *>malloc(n * sizeof(uint64_t))
-        if not (self.messages and self.lengths and self.deadlines_us and self.handles and self.counts and self.response_ends):
+        if not (self.messages and self.lengths and self.deadlines_us and self.handles and self.bounds and self.counts
+                and self.response_ends):
             raise MemoryError
 
     def __dealloc__(self):
@@ -350,6 +357,7 @@ cdef class Calls:
         free(self.lengths)
         free(self.deadlines_us)
         free(self.handles)
+        free(self.bounds)
         free(self.counts)
         free(self.response_ends)
         free(self.responses)
@@ -371,6 +379,18 @@ cdef class Calls:
     def taps_max(self):
         """More taps than this cannot be in it, whatever the limit of one request."""
         return None if self.stored else self.n
+
+
+def bound_to_terminal(bytes terminal_number not None):
+    """The `bound` of a caller who may bring one terminal's taps (6 bytes)."""
+    if len(terminal_number) != 6:
+        raise ValueError("a terminal number has 6 bytes")
+    return <uint64_t>YK_BOUND_TERMINAL << YK_BOUND_SHIFT | yk_terminal_key(<const uint8_t *>PyBytes_AS_STRING(terminal_number))
+
+
+def bound_to_operator(uint32_t place):
+    """The `bound` of a caller who may bring the taps of an operator's terminals, by its account's place in `accounts`."""
+    return <uint64_t>YK_BOUND_OPERATOR << YK_BOUND_SHIFT | place
 
 
 cdef class Engine:
@@ -575,9 +595,11 @@ cdef class Engine:
 
     # ---- the stages of a batch ----
 
-    def decode(self, list requests, list stored, uint64_t now_s, uint32_t clock_ahead_s_max, uint32_t request_taps_max):
+    def decode(self, list requests, list stored, uint64_t now_s, uint32_t clock_ahead_s_max, uint32_t request_taps_max,
+               list bounds=None, const uint32_t[::1] accounts=None):
         """Read requests (bytes each; `stored` tells SubmitTapsRequest from AuthorizeTapRequest). Returns for each request how many
-        taps it holds, or a negative decode error (decode.h), or None where the batch had no room left for it and all after it."""
+        taps it holds, or a negative decode error (decode.h), or None where the batch had no room left for it and all after it.
+        `bounds` say whose taps each caller may bring (0: everybody's), `accounts` are the operators' that they name."""
         cdef yk_decode_rules rules
         cdef bytes request
         cdef int count, is_stored
@@ -605,6 +627,11 @@ cdef class Engine:
             if count == -4 and room < request_taps_max:
                 counts.extend([None] * (len(requests) - i))
                 break
+            if count > 0 and bounds is not None and not yk_are_own(
+                &self.engine, self.taps + self.tap_count, count, <uint64_t?>bounds[i],
+                &accounts[0] if accounts is not None and accounts.shape[0] else NULL, accounts.shape[0] if accounts is not None else 0,
+            ):
+                count = YK_NOT_OWN
             counts.append(count)
             if count > 0:
                 self.tap_count += count
@@ -633,15 +660,21 @@ cdef class Engine:
             })
         return taps
 
-    def decode_calls(self, list batch, uint64_t now_s, uint32_t clock_ahead_s_max, uint32_t request_taps_max, uint64_t now_us):
+    def decode_calls(self, list batch, uint64_t now_s, uint32_t clock_ahead_s_max, uint32_t request_taps_max, uint64_t now_us,
+                     const uint32_t[::1] accounts=None):
         """Read the requests of Calls that a native transport gathered; there must be room for all of their taps. A request whose
-        deadline (monotonic, as `now_us`) has passed is not read: its error is DEADLINE_OVER."""
+        deadline (monotonic, as `now_us`) has passed is not read: its error is DEADLINE_OVER. A request with a tap of somebody else
+        than its caller is refused whole: its error is NOT_OWN. `accounts` are the operators' that callers are bound to."""
         cdef yk_decode_rules rules
         cdef Calls calls
         cdef uint32_t i, at = 0, room
         cdef int count
         rules.now_local_s = now_s
         rules.clock_ahead_s_max = clock_ahead_s_max
+        cdef const uint32_t *owners = NULL
+        cdef uint32_t owner_count = 0
+        if accounts is not None and accounts.shape[0]:
+            owners, owner_count = &accounts[0], accounts.shape[0]
         self.requests = batch
         self.request_counts = []
         self.tap_count = 0
@@ -654,6 +687,9 @@ cdef class Engine:
                     room = self.tap_capacity - at
                     rules.taps_max = room if room < request_taps_max else request_taps_max
                     count = yk_decode_request(calls.messages[i], calls.lengths[i], calls.stored, &rules, self.taps + at)
+                    if count > 0 and calls.bounds[i] and not yk_are_own(&self.engine, self.taps + at, count, calls.bounds[i],
+                                                                        owners, owner_count):
+                        count = YK_NOT_OWN
                     calls.counts[i] = count
                     if count > 0:
                         at += count

@@ -402,6 +402,8 @@ static void on_request_complete(yk_connection *connection, yk_call *call) {
         call->message = call->body + FRAME_BYTES;
         call->message_bytes = call->body_bytes - FRAME_BYTES;
         call->completed_us = server->now_us;
+        call->bound = connection->bound; /* kept here too, since the connection may be gone when the call is looked at */
+        call->forbidden = connection->forbidden >> call->method & 1;
         server->counts.calls_in_flight++;
         connection->control_credit = (int32_t)server->limits.control_frames_max; /* earned back what its frames cost */
     }

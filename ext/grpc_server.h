@@ -51,6 +51,8 @@ typedef struct yk_call {
     uint64_t begun_us, completed_us;
     uint32_t header_bytes;
     uint32_t timeout_bad;
+    uint64_t bound;                  /* of its connection when it was complete */
+    uint8_t forbidden;               /* likewise, for its method */
     uint8_t *body;                   /* 5 bytes of frame and the message: inline_body, or allocated */
     uint32_t body_bytes, body_capacity;
     uint8_t *answer;                 /* framed; inline_answer, or allocated */
@@ -101,6 +103,8 @@ struct yk_connection {
     uint8_t dirty;             /* there are answers that were not sent yet */
     uint64_t drain_us;
     uint8_t abusive;           /* it was told to go */
+    uint64_t bound;            /* whose taps its peer may bring (engine.h, yk_are_own) */
+    uint32_t forbidden;        /* a bit for each method that its peer may not call */
     uint8_t failed;            /* what it sends is not read any more */
 };
 

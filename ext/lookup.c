@@ -34,6 +34,25 @@ uint32_t yk_find_terminal(const yk_engine *engine, const uint8_t number[6]) {
     return YK_NONE;
 }
 
+int yk_are_own(const yk_engine *engine, const yk_tap *taps, uint32_t n, uint64_t bound, const uint32_t *accounts,
+               uint32_t account_count) {
+    uint64_t kind = bound >> YK_BOUND_SHIFT, own = bound & ((1ull << YK_BOUND_SHIFT) - 1);
+    if (kind == 0) return 1;
+    uint32_t account = kind == YK_BOUND_OPERATOR && own < account_count ? accounts[own] : YK_NONE;
+    for (uint32_t i = 0; i < n; i++) {
+        if (taps[i].result != YK_UNDECIDED) continue;
+        if (kind == YK_BOUND_TERMINAL) {
+            if (yk_terminal_key(taps[i].terminal_number) != own) return 0;
+            continue;
+        }
+        uint32_t slot = yk_find_terminal(engine, taps[i].terminal_number);
+        if (account == YK_NONE || slot == YK_NONE) return 0;
+        const yk_terminal *terminal = yk_table_read(&engine->terminals, slot);
+        if (terminal->account != account) return 0;
+    }
+    return 1;
+}
+
 /* A counter at or above the highest one seen is new for certain. Below it, the tap was seen since the last checkpoint, or
  * before it (then the segments on disk must be asked), or it comes late and is new. */
 static void lookup_seen(const yk_engine *engine, yk_tap *tap) {

@@ -1,10 +1,17 @@
 from asyncio import AbstractEventLoop, BufferedProtocol
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from yikatong.ext.engine import Calls
 
 LANE_AUTHORIZE: int
 LANE_SUBMIT: int
+
+class Peer:
+    caller: Any
+    bound: int
+    failures: Mapping[int, Failure]
+    def __init__(self, caller: Any, bound: int = ..., failures: Mapping[int, Failure] | None = ...) -> None: ...
 
 class Failure:
     code: int
@@ -16,6 +23,7 @@ class Call:
     transport: Transport
     method: int
     message: bytes
+    caller: Any
     @property
     def deadline(self) -> float | None: ...
     def answer(self, response: bytes) -> None: ...
@@ -31,6 +39,7 @@ class Transport:
         on_handled: Callable[[int, int, Sequence[float]], None],
         unimplemented: Failure,
         overload: Failure,
+        identify: Callable[[Any], Peer] | None = ...,
     ) -> None: ...
     def register(self, path: str, lane: int = ...) -> int: ...
     def protocol(self) -> BufferedProtocol: ...
@@ -40,6 +49,7 @@ class Transport:
     ) -> None: ...
     def tick(self, now_s: float = 0) -> None: ...
     def take_refused(self) -> list[tuple[int, int, int]]: ...
+    def identify_again(self) -> None: ...
     def drain(self) -> None: ...
     def abort(self) -> None: ...
     @property

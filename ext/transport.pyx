@@ -40,6 +40,8 @@ cdef extern from "grpc_server.h":
         uint8_t dirty
         uint8_t abusive
         uint32_t call_count
+        uint64_t bound
+        uint32_t forbidden
     ctypedef struct yk_call:
         yk_connection *connection
         const uint8_t *message
@@ -47,6 +49,8 @@ cdef extern from "grpc_server.h":
         uint16_t method
         uint64_t deadline_us
         uint64_t completed_us
+        uint64_t bound
+        uint8_t forbidden
     ctypedef struct yk_server_counts:
         uint64_t connections_opened, connections_open, connections_refused, connections_closed_for_abuse
         uint64_t calls_in_flight, buffered_bytes
@@ -109,6 +113,16 @@ cdef uint64_t thread_us() noexcept nogil:
     return <uint64_t>now.tv_sec * 1000000 + <uint64_t>now.tv_nsec // 1000
 
 
+class Peer:
+    """Who is at the other end of a connection: `caller` (anything), `bound` (whose taps it may bring: engine.pyx) and `failures`, a
+    Failure for each method, by its number, that it may not call."""
+
+    __slots__ = ("bound", "caller", "failures")
+
+    def __init__(self, caller, bound=0, failures=None):
+        self.caller, self.bound, self.failures = caller, bound, failures or {}
+
+
 class Failure:
     """How a call is ended without a response: gRPC code, message (text), and google.rpc.Status as bytes."""
 
@@ -131,6 +145,7 @@ cdef class Call:
     cdef readonly Transport transport
     cdef readonly uint32_t method
     cdef readonly bytes message
+    cdef readonly object caller        # of the Peer
 
     @property
     def deadline(self):
@@ -175,6 +190,7 @@ cdef class Connection:
     cdef yk_connection *connection
     cdef Transport owner
     cdef object socket
+    cdef object peer
     cdef bint paused
 
     def __cinit__(self, Transport owner):
@@ -194,9 +210,23 @@ cdef class Connection:
             return
         socket.set_write_buffer_limits(high=1 << 18)
         owner.connections.add(self)
+        self.identify()
         if owner.draining:
             yk_connection_drain(self.connection, monotonic_us())
         self.flush()
+
+    cdef identify(self):
+        """Ask who is there. Until it is known nothing may be called."""
+        cdef uint32_t forbidden = 0
+        if self.connection == NULL or self.owner.identify is None:
+            return
+        self.connection.forbidden = <uint32_t>-1
+        peer = self.owner.identify(self.socket)
+        for method in peer.failures:
+            forbidden |= <uint32_t>1 << <int>method
+        self.peer = peer
+        self.connection.bound = peer.bound
+        self.connection.forbidden = forbidden
 
     def get_buffer(self, hint):
         return self.owner.receive_view
@@ -275,10 +305,11 @@ cdef class Transport:
     """All connections of one port. `limits` has the names of yk_server_limits and `connections_max`.
 
     `on_calls(Calls)` gets batches of the tap lanes, `on_call(Call)` the others; `on_handled(method, code, seconds)` is told of
-    every call that was ended (a sequence of seconds each), with the number that `register` gave."""
+    every call that was ended (a sequence of seconds each), with the number that `register` gave. `identify(socket)` gives the
+    Peer of a new connection, and of all when `identify_again` is called; without it everybody may call everything."""
 
     cdef yk_server server
-    cdef object loop, on_calls, on_call, on_handled, receive_memory
+    cdef object loop, on_calls, on_call, on_handled, identify, receive_memory
     cdef readonly object receive_view
     cdef uint8_t *receive_buffer
     cdef uint8_t *send_buffer
@@ -287,9 +318,10 @@ cdef class Transport:
     cdef bint handing_on, draining
     cdef list lanes
     cdef bytes unimplemented, overload
+    cdef object gone                   # nobody hears it: a Failure for calls whose peer has gone
     cdef uint64_t longest_turn_us      # since it was last asked for
 
-    def __cinit__(self, loop, dict limits, on_calls, on_call, on_handled, unimplemented, overload):
+    def __cinit__(self, loop, dict limits, on_calls, on_call, on_handled, unimplemented, overload, identify=None):
         cdef yk_server_limits bounds
         memset(&bounds, 0, sizeof(bounds))
         bounds.message_bytes_max = limits["message_bytes_max"]
@@ -310,6 +342,7 @@ cdef class Transport:
             raise MemoryError
         self.connections_max = limits["connections_max"]
         self.loop, self.on_calls, self.on_call, self.on_handled = loop, on_calls, on_call, on_handled
+        self.identify = identify
         self.connections = set()
         self.lanes = []
         self.receive_memory = bytearray(RECEIVE_BYTES)
@@ -322,6 +355,7 @@ cdef class Transport:
         self.unimplemented = unimplemented.message
         self.server.unimplemented = PyBytes_AS_STRING(self.unimplemented)
         self.overload = overload.details
+        self.gone = overload
         self.server.overload_details = <const uint8_t *>PyBytes_AS_STRING(self.overload)
         self.server.overload_details_bytes = PyBytes_GET_SIZE(self.overload)
 
@@ -361,14 +395,16 @@ cdef class Transport:
         others = []
         handed = []
         for i in range(count):
-            if lanes[self.server.ready[i].method] == AUTHORIZE:
+            if lanes[self.server.ready[i].method] == AUTHORIZE and not self.server.ready[i].forbidden:
                 authorized += 1
         calls = Calls(authorized, False) if authorized else None
         authorized = 0
         for i in range(count):
             call = self.server.ready[i]
             lane = lanes[call.method]
-            if lane == AUTHORIZE:
+            if call.forbidden:
+                self.forbid(call)
+            elif lane == AUTHORIZE:
                 _add(calls, authorized, call)
                 authorized += 1
             elif lane == SUBMIT:
@@ -378,6 +414,8 @@ cdef class Transport:
             else:
                 other = Call()
                 other.call, other.transport, other.method = call, self, call.method
+                if call.connection != NULL and (<Connection>call.connection.owner).peer is not None:
+                    other.caller = (<Connection>call.connection.owner).peer.caller
                 other.message = PyBytes_FromStringAndSize(<const char *>call.message, call.message_bytes)
                 others.append(other)
         if calls is not None:
@@ -387,6 +425,19 @@ cdef class Transport:
         for waiting in others:
             self.on_call(waiting)
         self.turned(begun_us)
+
+    cdef forbid(self, yk_call *call):
+        """End a call that its peer may not make."""
+        cdef Connection owner = <Connection>call.connection.owner if call.connection else None
+        cdef uint16_t method = call.method
+        failure = self.gone
+        if owner is not None and owner.peer is not None:
+            failure = owner.peer.failures.get(method, failure)
+        self.server.refused[method][<int>failure.code] += 1
+        self.server.now_us = monotonic_us()
+        _fail(&self.server, call, failure)
+        if owner is not None:
+            owner.flush()
 
     def method_of(self, Calls calls not None):
         """Number of the method that a batch was for."""
@@ -456,6 +507,11 @@ cdef class Transport:
                     self.server.refused[method][code] = 0
         return taken
 
+    def identify_again(self):
+        """Ask anew who is at the other end of each connection."""
+        for connection in list(self.connections):
+            (<Connection>connection).identify()
+
     def drain(self):
         """Begin an orderly end: GOAWAY to all, and to whoever comes yet."""
         self.draining = True
@@ -495,4 +551,5 @@ cdef void _add(Calls calls, uint32_t at, yk_call *call) noexcept:
     calls.lengths[at] = call.message_bytes
     calls.deadlines_us[at] = call.deadline_us
     calls.handles[at] = call
+    calls.bounds[at] = call.bound
     calls.bytes += call.message_bytes

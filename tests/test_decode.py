@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from yikatong.core import limits
 from yikatong.core.types import Result
 from yikatong.ext.engine import Engine, is_card_number, local_seconds, settlement_date
-from yikatong.v1 import result_pb2, tap_service_pb2
+from yikatong.v1 import access_pb2, result_pb2, tap_service_pb2
 
 TRUNCATED, BAD_TAG, NO_TAP, TOO_MANY, TAP_TWICE = -1, -2, -3, -4, -5
 TAPS_MAX = 8
@@ -51,7 +51,7 @@ def decode(data: bytes, stored: bool = True) -> int | list[dict[str, Any]]:
 def _lenient_submit_request() -> Any:
     """SubmitTapsRequest whose card numbers may be any bytes, and are all kept where there are several."""
     pool = descriptor_pool.DescriptorPool()
-    for module in (result_pb2, tap_service_pb2):
+    for module in (descriptor_pb2, access_pb2, result_pb2, tap_service_pb2):
         file = descriptor_pb2.FileDescriptorProto()
         module.DESCRIPTOR.CopyToProto(file)
         for message in file.message_type:
