@@ -278,6 +278,7 @@ class Authority:
 
     def issue(self, subject: Subject, days: float, public_key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey) -> x509.Certificate:
         """A certificate for a public key; never longer than the authority's own. Raises InvalidRequest."""
+        names = x509.SubjectAlternativeName(subject.alternative_names())
         purpose = ExtendedKeyUsageOID.CLIENT_AUTH if subject.uri else ExtendedKeyUsageOID.SERVER_AUTH
         common = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject.name[:64])])
         usage = x509.KeyUsage(True, False, False, False, False, False, False, False, False)  # digital signatures
@@ -286,7 +287,7 @@ class Authority:
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(usage, critical=True)
             .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
-            .add_extension(x509.SubjectAlternativeName(subject.alternative_names()), critical=False)
+            .add_extension(names, critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
             .sign(self._key, hashes.SHA256())
         )

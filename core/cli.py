@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from yikatong.bench.load_cli import load_command
 from yikatong.core import logs
+from yikatong.core.certs_cli import certs
 from yikatong.core.config import Settings, flag, read_settings
 from yikatong.core.day_cli import add_day_commands
 from yikatong.core.errors import YikatongError
@@ -226,6 +227,7 @@ def bench(names: tuple[str, ...], as_json: bool, tiny: bool) -> None:
 
 
 cli.add_command(load_command)
+cli.add_command(certs)
 add_day_commands(cli)
 
 if __name__ == "__main__":
