@@ -17,6 +17,7 @@ from yikatong.v1 import (
     deny_list_service_pb2_grpc,
     exception_service_pb2_grpc,
     merchant_service_pb2_grpc,
+    person_service_pb2_grpc,
     purse_service_pb2_grpc,
     reconciliation_service_pb2_grpc,
     settlement_service_pb2_grpc,
@@ -57,6 +58,7 @@ class Connection:
         self.exceptions = exception_service_pb2_grpc.ExceptionServiceStub(self.channel)
         self.authorizations = authorization_service_pb2_grpc.AuthorizationServiceStub(self.channel)
         self.merchants = merchant_service_pb2_grpc.MerchantServiceStub(self.channel)
+        self.persons = person_service_pb2_grpc.PersonServiceStub(self.channel)
         self.purses = purse_service_pb2_grpc.PurseServiceStub(self.channel)
         self.settlement = settlement_service_pb2_grpc.SettlementServiceStub(self.channel)
 

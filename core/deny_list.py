@@ -18,6 +18,7 @@ REASONS: Final[dict[int, Deny]] = {
     protos.DENY_REASON_LOSS: Deny.LOSS,
     protos.DENY_REASON_FROZEN: Deny.FROZEN,
     protos.DENY_REASON_CANCELLED: Deny.CANCELLED,
+    protos.DENY_REASON_NOT_ENABLED: Deny.NOT_ENABLED,
 }
 FULL, DELTA = protos.GetDenyListResponse.KIND_FULL, protos.GetDenyListResponse.KIND_DELTA
 
@@ -59,7 +60,7 @@ def allow_card(memory: Memory, request: protos.AllowCardRequest, time_us: int) -
 def _reason(card_number: str, reason: int) -> Deny:
     if not is_card_number(card_number):
         raise InvalidRequest("card_number", CARD_NUMBER_WANTED)
-    if reason not in REASONS or REASONS[reason] is Deny.DEBT:
+    if reason not in REASONS or REASONS[reason] in (Deny.DEBT, Deny.NOT_ENABLED):
         raise InvalidRequest("reason", "LOSS, FROZEN or CANCELLED is wanted")
     return REASONS[reason]
 

@@ -1,5 +1,6 @@
 """The journal written out as Parquet or CSV, and hot copies of a data directory."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from enum import IntEnum
 from pathlib import Path
@@ -15,6 +16,7 @@ from yikatong.core import types
 from yikatong.core.errors import DataError
 from yikatong.core.journal import Entry, Journal, JournalReader
 from yikatong.core.memory import EngineSettings, Memory
+from yikatong.core.person_keys import FILE as PERSON_KEYS
 from yikatong.core.store import DataDirectory
 from yikatong.core.windows import settlement_days
 from yikatong.v1 import journal_pb2, tap_service_pb2
@@ -243,6 +245,10 @@ def backup(path: Path, to: Path) -> None:
                 store.copy_to(partial)
             for store, partial in zip(stores, partials, strict=True):
                 partial.rename(to / store.path.name)
+            if (
+                path / PERSON_KEYS
+            ).exists():  # last: the keys of all persons that the journal's copy has, but for those erased since
+                shutil.copy(path / PERSON_KEYS, to / PERSON_KEYS)
         except OSError as error:
             raise DataError(f"{to}: {error.strerror}") from error
         finally:

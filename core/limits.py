@@ -105,6 +105,11 @@ PURSE_ORDER_MAX: Final = 1_000_000
 PURSE_VALIDITY_DAYS_MAX: Final = 3_660
 LIMITS_MAX: Final = 256  # in a rule file: each payment looks at all
 LIMIT_FEN_MAX: Final = 1 << 52
+# ---- persons and cards ----
+PERSON_NAME_CHARACTERS_MAX: Final = 64  # names of some peoples have several words
+PERSON_ADDRESS_CHARACTERS_MAX: Final = 200
+PURPOSE_CHARACTERS_MAX: Final = 200  # a sentence
+PROOF_CHARACTERS_MAX: Final = 64
 # ---- clearing ----
 CLEAR_CHUNK_RECORDS: Final = 1 << 16  # looked at in one go: 8 MiB, which the caches of two cores hold
 CLEAR_GREY_MAX: Final = 8_192  # debits of grey records posted with one window, all in one group; the rest with the next

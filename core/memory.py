@@ -14,6 +14,7 @@ from yikatong.core.errors import Damaged, DataError, NewerFormat
 from yikatong.core.failpoints import failpoint
 from yikatong.core.journal import GENESIS, Entry, Journal, sm3
 from yikatong.core.keys.key_sets import KeySet
+from yikatong.core.person_keys import PersonKeys
 from yikatong.core.rules.compile import Compiled
 from yikatong.core.seen import CARDS, TERMINALS, Segments, add_segment
 from yikatong.core.store import DataDirectory, Reader
@@ -92,6 +93,7 @@ class Memory:
         self.top_ups: dict[bytes, TopUpDone] = {}  # since the last checkpoint
         self.top_ups_frozen: dict[bytes, TopUpDone] = {}
         self.documents = Documents()
+        self.person_keys = PersonKeys(directory.path)
         self.tariffs = Tariffs(settings.tariffs)
         self.late: dict[int, tuple[int, int]] = {}  # cards to price again, each from a tap on: its local time, its counter
         self.checkpoint_sequence = 0
@@ -335,6 +337,7 @@ class Memory:
 
     def close(self) -> None:
         self.segments = None
+        self.person_keys.close()
         if self._state is not None:
             self._state.close()
             self._state = None

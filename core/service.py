@@ -25,6 +25,7 @@ from yikatong.core import (
     merchants,
     participant_files,
     payments,
+    persons,
     purses,
     queries,
     reconcile,
@@ -35,6 +36,7 @@ from yikatong.core.callers import LOCAL, Caller, bound_of, current, serving
 from yikatong.core.certificates import identity_of_pem
 from yikatong.core.day import Day, DayRules
 from yikatong.core.errors import DeadlineOver, Forbidden, InvalidRequest, Overloaded, YikatongError
+from yikatong.core.errors import ConfigError, DeadlineOver, InvalidRequest, Overloaded, YikatongError
 from yikatong.core.keys.provider import KeyProvider
 from yikatong.core.memory import Memory
 from yikatong.core.metrics import Metrics
@@ -54,6 +56,7 @@ from yikatong.v1 import (
     deny_list_service_pb2,
     exception_service_pb2,
     merchant_service_pb2,
+    person_service_pb2,
     purse_service_pb2,
     reconciliation_service_pb2,
     settlement_service_pb2,
@@ -82,6 +85,7 @@ DESCRIPTORS: Final = [
         merchant_service_pb2,
         purse_service_pb2,
         settlement_service_pb2,
+        person_service_pb2,
     )
     for descriptor in module.DESCRIPTOR.services_by_name.values()
 ]
@@ -233,6 +237,7 @@ class Service:
                 "GetMerchant": self._command(merchant_service_pb2.GetMerchantRequest, merchants.get_merchant),
             },
             "yikatong.v1.PurseService": self._purse_methods(purse_rules),
+            "yikatong.v1.PersonService": self._person_methods(),
         }
 
     def _authorization_methods(self, rules: PurseRules) -> dict[str, Method]:
@@ -258,6 +263,17 @@ class Service:
             "FundPurse": self._swept(pb.FundPurseRequest, purses.fund_purse),
             "ListPurses": self._swept(pb.ListPursesRequest, functools.partial(purses.list_purses, rules)),
             "ClosePurse": self._swept(pb.ClosePurseRequest, purses.close_purse),
+        }
+
+    def _person_methods(self) -> dict[str, Method]:
+        pb = person_service_pb2
+        return {
+            "RegisterPerson": self._keyed(pb.RegisterPersonRequest, persons.register_person),
+            "GetPerson": self._keyed(pb.GetPersonRequest, persons.get_person),
+            "CorrectPerson": self._then_destroyed(self._keyed(pb.CorrectPersonRequest, persons.correct_person)),
+            "ErasePerson": self._then_destroyed(self._command_by(pb.ErasePersonRequest, persons.erase_person)),
+            "SetConcession": self._command_by(pb.SetConcessionRequest, persons.set_concession),
+            "ListConcessionsDue": self._command_by(pb.ListConcessionsDueRequest, persons.list_concessions_due),
         }
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
@@ -343,6 +359,26 @@ class Service:
             return response.SerializeToString()
 
         return method
+
+    def _keyed(self, kind: type[Request], command: Callable[[KeyProvider, Memory, Request, int, Caller], Message]) -> Method:
+        """A command that works with keys and asks who calls."""
+
+        def run(memory: Memory, message: Request, time_us: int, caller: Caller) -> Message:
+            if self._provider is None:
+                raise ConfigError("keys", "there are none")
+            return command(self._provider, memory, message, time_us, caller)
+
+        return self._command_by(kind, run)
+
+    def _then_destroyed(self, method: Method) -> Method:
+        """A method after which no key of a person is left that it dropped."""
+
+        async def then(request: bytes, deadline: float | None) -> bytes:
+            response = await method(request, deadline)
+            await asyncio.to_thread(persons.destroy_dropped_keys, self._ask_blocking)
+            return response
+
+        return then
 
     def _swept(self, kind: type[Request], command: Callable[[Memory, Request, int], Message]) -> Method:
         """A command before which holds are let go whose time is over."""

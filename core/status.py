@@ -19,6 +19,7 @@ from yikatong.core.errors import (
     Unavailable,
     YikatongError,
 )
+from yikatong.core.keys.provider import KeyUnknown, SealedDataWrong
 
 DOMAIN: Final = "yikatong"
 RETRY_MS: Final = 200  # some group commits
@@ -33,6 +34,8 @@ CODES: Final[dict[type[YikatongError], tuple[grpc.StatusCode, str]]] = {
     Full: (grpc.StatusCode.FAILED_PRECONDITION, "FULL"),
     Unavailable: (grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE"),
     DeadlineOver: (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_OVER"),
+    KeyUnknown: (grpc.StatusCode.FAILED_PRECONDITION, "KEY_UNKNOWN"),
+    SealedDataWrong: (grpc.StatusCode.DATA_LOSS, "SEALED_DATA_WRONG"),
     DataError: (grpc.StatusCode.DATA_LOSS, "DATA_ERROR"),
 }
 """Error, gRPC code, and ErrorInfo reason."""

@@ -80,6 +80,16 @@ class Result(IntEnum):
     ABOVE_CHARGE = 114
     ALREADY_DISPUTED = 115
     TOO_MANY_DIFFERENCES = 116
+    PERSON_UNKNOWN = 120
+    PERSON_EXISTS = 121
+    PERSON_IN_USE = 122
+    CARD_HELD = 123
+    CARD_PRESENT = 124
+    APPLICATION_UNKNOWN = 125
+    APPLICATION_OPEN = 126
+    ROW_INVALID = 127
+    CARD_CANCELLED = 128
+    CARD_NOT_OWN = 129
 
 
 def wire(code: int) -> Any:
@@ -177,9 +187,10 @@ class Deny(IntFlag):
     LOSS = 2
     FROZEN = 4
     CANCELLED = 8
+    NOT_ENABLED = 16
 
 
-DENY_REASONS: Final = int(Deny.DEBT | Deny.LOSS | Deny.FROZEN | Deny.CANCELLED)
+DENY_REASONS: Final = int(Deny.DEBT | Deny.LOSS | Deny.FROZEN | Deny.CANCELLED | Deny.NOT_ENABLED)
 
 
 class PostingKind(IntEnum):
@@ -205,6 +216,7 @@ class PostingKind(IntEnum):
     DISPUTE = 41
     PAYMENT = 42
     PAYMENT_RETURN = 43
+    REPLACEMENT = 50  # from a card to the one that replaced it
 
 
 class DocumentKind(IntEnum):
@@ -234,6 +246,16 @@ class DocumentKind(IntEnum):
     DISPUTE = 44  # sequence of the event that opened it, 8 bytes → Dispute
     DISPUTED_CHARGE = 45  # sequence of the charge, 8 bytes → key of the dispute
     PARTICIPANT_FILES = 46  # settlement date in 8 digits, and the participant → ParticipantFiles
+    PERSON = 50  # person id, 16 bytes → PersonDocument
+    PERSON_INDEX = 51  # key version (1 byte) and keyed index of a citizen number (32) → person id
+    PERSON_KEY_DROPPED = 52  # slot of a data key that is to be destroyed, 8 bytes → nothing
+    CONCESSION = 53  # "p", person id → Concession; "d", its last day (4 bytes), person id → nothing
+    CARD_OF_PERSON = 54  # "p", person id, card slot (4 bytes) → nothing; "c", card slot → person id
+    CARD_LIFE = 55  # card slot, 4 bytes → CardLife
+    CARD_LIFE_DUE = 56  # time in µs at which a temporary loss lifts itself (8 bytes), card slot (4) → nothing
+    CARD_LINK = 57  # core/card_links.py: card and e-card, replaced card and its heir
+    APPLICATION = 58  # core/issuance.py: applications, and the lists that they stand in
+    APPLICATION_BATCH = 59  # core/batches.py: batches and their rows
     ACCESS = 75  # person id (16 bytes), sequence of the event (8) → Access
 
 

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from yikatong.core import limits
 from yikatong.core.commands import Command
 from yikatong.core.errors import (
+    ConfigError,
     DataError,
     DeadlineOver,
     Full,
@@ -37,6 +38,7 @@ from yikatong.core.errors import (
 from yikatong.core.in_flight import InFlight
 from yikatong.core.journal import Group, Journal, join
 from yikatong.core.keys.key_sets import KeySet
+from yikatong.core.keys.provider import KeyUnknown, SealedDataWrong
 from yikatong.core.late import Corrections, price_again
 from yikatong.core.memory import EngineSettings, Memory, Photograph, Progress
 from yikatong.core.store import DataDirectory
@@ -340,7 +342,7 @@ class Core:
         assert work.command is not None
         try:
             work.response = work.command(self._memory, time_us)
-        except (InvalidRequest, NotFound) as error:
+        except (InvalidRequest, NotFound, ConfigError, KeyUnknown, SealedDataWrong) as error:
             work.error = error
         except EngineFull as error:
             work.error = Full(str(error))

@@ -79,7 +79,17 @@ enum {
     YK_ABOVE_CHARGE = 114,
     YK_ALREADY_DISPUTED = 115,
     YK_TOO_MANY_DIFFERENCES = 116,
-    YK_RESULT_END = 117 /* one more than the largest code */
+    YK_PERSON_UNKNOWN = 120,
+    YK_PERSON_EXISTS = 121,
+    YK_PERSON_IN_USE = 122,
+    YK_CARD_HELD = 123,
+    YK_CARD_PRESENT = 124,
+    YK_APPLICATION_UNKNOWN = 125,
+    YK_APPLICATION_OPEN = 126,
+    YK_ROW_INVALID = 127,
+    YK_CARD_CANCELLED = 128,
+    YK_CARD_NOT_OWN = 129,
+    YK_RESULT_END = 130 /* one more than the largest code */
 };
 
 /* Kinds of journal record. */
@@ -124,6 +134,7 @@ enum {
     YK_DENY_LOSS = 2,         /* reported lost */
     YK_DENY_FROZEN = 4,
     YK_DENY_CANCELLED = 8,
+    YK_DENY_NOT_ENABLED = 16, /* not picked up yet */
 };
 
 #define YK_NONE UINT32_MAX /* "no such slot": card, terminal or account */

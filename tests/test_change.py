@@ -184,7 +184,7 @@ def test_nothing_is_written_when_something_does_not_fit(tmp_path: Path) -> None:
         refused(ValueError, lambda made: made.move(purse, purse, 1, PostingKind.NONE))
         refused(ValueError, lambda made: made.move(purse, ACCOUNT_FUNDING, -1, PostingKind.NONE))
         refused(ValueError, lambda made: made.move(purse, ACCOUNT_FUNDING, 1, PostingKind.NONE, card=7))
-        refused(ValueError, lambda made: made.deny(0, 16))
+        refused(ValueError, lambda made: made.deny(0, 32))
         refused(ValueError, lambda made: made.put(KIND, b"", b""))
         refused(EngineFull, lambda made: made.move(ACCOUNT_FUNDING, purse, 2**63 - 1, PostingKind.NONE))
         refused(EngineFull, lambda made: [made.open_account(f"bank:{i}") for i in range(20_000_000)])
