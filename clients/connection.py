@@ -15,6 +15,7 @@ from yikatong.v1 import (
     card_service_pb2_grpc,
     clearing_service_pb2_grpc,
     deny_list_service_pb2_grpc,
+    e_card_service_pb2_grpc,
     exception_service_pb2_grpc,
     merchant_service_pb2_grpc,
     person_service_pb2_grpc,
@@ -60,6 +61,7 @@ class Connection:
         self.merchants = merchant_service_pb2_grpc.MerchantServiceStub(self.channel)
         self.persons = person_service_pb2_grpc.PersonServiceStub(self.channel)
         self.purses = purse_service_pb2_grpc.PurseServiceStub(self.channel)
+        self.e_cards = e_card_service_pb2_grpc.ECardServiceStub(self.channel)
         self.settlement = settlement_service_pb2_grpc.SettlementServiceStub(self.channel)
 
     def close(self) -> None:

@@ -9,6 +9,8 @@ def refusal(memory: Memory, slot: int, time_us: int) -> Result | None:
     """Why the card in a slot is refused at a journal time (µs, UTC); None when it is good. Debt alone keeps nobody from proving
     who they are, so it is not asked here: what pays asks for it too."""
     card = memory.engine.card(slot)
+    if card["twin"] < slot:  # an e-card: what its card is, it is
+        card = memory.engine.card(card["twin"])
     if card["expires"] and settlement_date(time_us) > card["expires"]:
         return Result.CARD_EXPIRED
     if card["deny_reasons"] & ~Deny.DEBT:

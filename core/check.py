@@ -70,6 +70,12 @@ def _compare_holds(state: Balances, sums: Balances) -> None:
         raise Damaged(f"account {account}: {state[account]} fen of it are held, its holds sum to {sums[account]} fen")
 
 
+def _is_twin(records: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
+    """Which of them register an e-card: it has its card's account."""
+    twins: npt.NDArray[np.bool_] = (records["kind"] == types.RecordKind.CARD) & (records["terminal_sequence"] != 0)
+    return twins
+
+
 def _audit_journal(reader: JournalReader, until: int, progress: Progress) -> tuple[Balances, Balances, CheckReport]:
     """Walk the journal up to a sequence; the balances and holds that its records make, by account, and what it holds."""
     balances = np.zeros(1, np.int64)  # the funding account is there from the start
@@ -90,7 +96,7 @@ def _audit_journal(reader: JournalReader, until: int, progress: Progress) -> tup
         records = entry.array
         if not np.array_equal(records["sequence"], np.arange(next_sequence, next_sequence + entry.count, dtype=np.uint64)):
             raise Damaged(f"{place}: its records are not numbered in sequence")
-        opened = int(np.isin(records["kind"], OPENING).sum())
+        opened = int((np.isin(records["kind"], OPENING) & ~_is_twin(records)).sum())
         if opened:
             balances, held = (np.concatenate([sums, np.zeros(opened, np.int64)]) for sums in (balances, held))
         if (at := audit(balances, np.frombuffer(entry.records, np.uint8))) >= 0:

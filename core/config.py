@@ -59,6 +59,9 @@ class Settings:
     )
     cards_max: int = _setting(limits.CARDS_MAX, "cards that the engine makes room for", 1, 1_000_000_000)
     terminals_max: int = _setting(limits.TERMINALS_MAX, "terminals that the engine makes room for", 1, 100_000_000)
+    e_card_devices_max: int = _setting(
+        limits.E_CARD_DEVICES_MAX, "devices that an e-card may be bound to at a time", 1, limits.DEVICES_KEPT_MAX - 1
+    )
     drain_s: float = _setting(limits.DRAIN_S, "how long calls in flight may take to finish on SIGTERM, seconds", 0, 3600)
 
     def __post_init__(self) -> None:

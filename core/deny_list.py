@@ -3,6 +3,8 @@
 import struct
 from typing import Any, Final
 
+import numpy as np
+
 from yikatong.core import limits
 from yikatong.core.change import Change, answered
 from yikatong.core.commands import CARD_NUMBER_WANTED
@@ -92,8 +94,12 @@ def get_deny_list(memory: Memory, request: protos.GetDenyListRequest, _: int) ->
             raise InvalidRequest("page_token", "so much has changed meanwhile that the list must be fetched in full")
         changes = engine.denials()
         wanted = changes[(changes["sequence"] > max(request.version, start)) & (changes["sequence"] <= version)]
-        slots = list(dict.fromkeys(wanted["card"][:size].tolist()))
-        following = int(wanted["sequence"][size - 1]) if len(wanted) > size else 0
+        # A card and its e-card come and go with one sequence: a page ends between sequences.
+        end = (
+            int(np.searchsorted(wanted["sequence"], wanted["sequence"][size - 1], "right")) if len(wanted) > size else len(wanted)
+        )
+        slots = list(dict.fromkeys(wanted["card"][:end].tolist()))
+        following = int(wanted["sequence"][end - 1]) if len(wanted) > end else 0
     for slot in slots:
         card = engine.card(slot)
         response.entries.add(

@@ -110,6 +110,13 @@ PERSON_NAME_CHARACTERS_MAX: Final = 64  # names of some peoples have several wor
 PERSON_ADDRESS_CHARACTERS_MAX: Final = 200
 PURPOSE_CHARACTERS_MAX: Final = 200  # a sentence
 PROOF_CHARACTERS_MAX: Final = 64
+# ---- e-cards, devices and codes ----
+E_CARD_DEVICES_MAX: Final = 3  # default of the setting: a telephone, its successor, a watch
+DEVICES_KEPT_MAX: Final = 50  # of one e-card, revoked ones too: its document is written anew with each
+DEVICE_NAME_CHARACTERS_MAX: Final = 64
+ACTIVATION_S: Final = 600  # from the counter or the portal to the phone
+ACTIVATION_TRIES_MAX: Final = 5  # of 2^128: they end who tries, not who mistypes
+DEVICE_CLOCK_S: Final = 120  # a phone's clock may be this much off: it is set by its network
 # ---- clearing ----
 CLEAR_CHUNK_RECORDS: Final = 1 << 16  # looked at in one go: 8 MiB, which the caches of two cores hold
 CLEAR_GREY_MAX: Final = 8_192  # debits of grey records posted with one window, all in one group; the rest with the next

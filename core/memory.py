@@ -243,11 +243,11 @@ class Memory:
             raise EngineFault(f"record {record['sequence']} does not follow from the ones before it")
         if record["kind"] == types.RecordKind.CARD:
             card = card_service_pb2.Card.FromString(payload)
-            account = int(record["debit_account"])
+            twin = int(record["terminal_sequence"])
             slot = self.engine.add_card(
                 card.card_number, card.issuer_id, card.rider, card.expires, time_us, payload,
                 int(record["rider_until"]), int(record["pass_number"]), int(record["pass_until"]),
-                account if account < self.engine.counts["accounts"] else types.NONE,
+                twin - 1 if twin else types.NONE,
             )  # fmt: skip
             expected = int(record["card"])
         elif record["kind"] == types.RecordKind.TERMINAL:

@@ -154,6 +154,7 @@ class Server:
             self._provider,
             tls=tls,
             settlement_bank=settings.settlement_bank,
+            e_card_devices_max=settings.e_card_devices_max,
         )
         self._grpc.add_generic_rpc_handlers(service.handlers())
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)

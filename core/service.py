@@ -20,6 +20,7 @@ from yikatong.core import (
     commands,
     deny_list,
     disputes,
+    e_cards,
     exceptions,
     limits,
     merchants,
@@ -54,6 +55,7 @@ from yikatong.v1 import (
     card_service_pb2,
     clearing_service_pb2,
     deny_list_service_pb2,
+    e_card_service_pb2,
     exception_service_pb2,
     merchant_service_pb2,
     person_service_pb2,
@@ -86,6 +88,7 @@ DESCRIPTORS: Final = [
         purse_service_pb2,
         settlement_service_pb2,
         person_service_pb2,
+        e_card_service_pb2,
     )
     for descriptor in module.DESCRIPTOR.services_by_name.values()
 ]
@@ -139,6 +142,7 @@ class Service:
         tls: Tls | None = None,
         settlement_bank: str = "",
         district_of_card: access.DistrictOfCard = lambda memory, card_number: None,
+        e_card_devices_max: int = limits.E_CARD_DEVICES_MAX,
     ) -> None:
         """Without `rules`, those that come with the package; without `day_rules` nothing can be cleared or sealed; without
         `provider` there are no persons, codes and assertions; without `tls` whoever calls is the machine's own operator."""
@@ -239,6 +243,8 @@ class Service:
             "yikatong.v1.PurseService": self._purse_methods(purse_rules),
             "yikatong.v1.PersonService": self._person_methods(),
         }
+        if provider is not None:
+            self.methods["yikatong.v1.ECardService"] = self._e_card_methods(provider, e_card_devices_max)
 
     def _authorization_methods(self, rules: PurseRules) -> dict[str, Method]:
         pb = authorization_service_pb2
@@ -274,6 +280,17 @@ class Service:
             "ErasePerson": self._then_destroyed(self._command_by(pb.ErasePersonRequest, persons.erase_person)),
             "SetConcession": self._command_by(pb.SetConcessionRequest, persons.set_concession),
             "ListConcessionsDue": self._command_by(pb.ListConcessionsDueRequest, persons.list_concessions_due),
+    def _e_card_methods(self, provider: KeyProvider, devices_max: int) -> dict[str, Method]:
+        pb = e_card_service_pb2
+        activate = functools.partial(e_cards.activate_device, provider, devices_max)
+        return {
+            "IssueECard": self._command(pb.IssueECardRequest, functools.partial(e_cards.issue_e_card, provider)),
+            "StartActivation": self._command(pb.StartActivationRequest, functools.partial(e_cards.start_activation, provider)),
+            "ActivateDevice": self._command(pb.ActivateDeviceRequest, activate),
+            "RevokeDevice": self._command(pb.RevokeDeviceRequest, e_cards.revoke_device),
+            "ListDevices": self._command(pb.ListDevicesRequest, e_cards.list_devices),
+            "GetECard": self._command(pb.GetECardRequest, e_cards.get_e_card),
+            "CancelECard": self._command(pb.CancelECardRequest, e_cards.cancel_e_card),
         }
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:

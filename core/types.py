@@ -90,6 +90,25 @@ class Result(IntEnum):
     ROW_INVALID = 127
     CARD_CANCELLED = 128
     CARD_NOT_OWN = 129
+    E_CARD_UNKNOWN = 150
+    E_CARD_EXISTS = 151
+    E_CARD_CANCELLED = 152
+    ACTIVATION_WRONG = 153
+    ACTIVATION_EXPIRED = 154
+    DEVICES_MAX = 155
+    DEVICE_UNKNOWN = 156
+    DEVICE_REVOKED = 157
+    DEVICE_PROOF_WRONG = 158
+    CLOCK_OFF = 159
+    CODE_MALFORMED = 160
+    CODE_EXPIRED = 161
+    CODE_USED = 162
+    CODE_CERTIFICATE_WRONG = 163
+    CODE_ISSUER_SIGNATURE_WRONG = 164
+    CODE_USER_SIGNATURE_WRONG = 190
+    CODE_AUTHORIZATION_EXPIRED = 191
+    CODE_LIMIT = 192
+    CODE_UNKNOWN = 193
 
 
 def wire(code: int) -> Any:
@@ -256,6 +275,11 @@ class DocumentKind(IntEnum):
     CARD_LINK = 57  # core/card_links.py: card and e-card, replaced card and its heir
     APPLICATION = 58  # core/issuance.py: applications, and the lists that they stand in
     APPLICATION_BATCH = 59  # core/batches.py: batches and their rows
+    E_CARD = 65  # card slot, 4 bytes → ECardDocument
+    E_CARD_INDEX = 66  # slot of an e-card (4 bytes), or its first-level code (16) → card slot, 4 bytes
+    DEVICE = 67  # device id → DeviceDocument
+    CODE = 68  # core/codes.py: online codes that were given out, and when each is forgotten
+    CODE_USE = 69  # likewise, what codes were used for
     ACCESS = 75  # person id (16 bytes), sequence of the event (8) → Access
 
 
@@ -303,4 +327,4 @@ RECORD: Final = np.dtype(
 """One journal record (yk_record in ext/types.h): 128 bytes. `conflicting_sequence` lies over `credit_after_fen`: a
 conflict moves nothing. With the flag PRICED `base_fen`, `fare_marks` and `fare_rule` lie over the chip's balances. In records of
 cards and entitlements `rider_until` lies over `line`, `pass_until` over `stop` (days since 1970-01-01) and `pass_number` over
-`key_index`."""
+`key_index`; in those of cards `terminal_sequence` is 1 + the slot of the card's twin, 0 where it has none."""

@@ -127,7 +127,7 @@ static void write_step(yk_engine *engine, const yk_step *step, int64_t time_us, 
     } else if (step->kind == YK_RECORD_ENTITLEMENT) {
         yk_entitlement entitlement;
         memcpy(&entitlement, step->bytes, sizeof entitlement);
-        yk_entitle(card, &entitlement, record);
+        yk_entitle(engine, card, &entitlement, record);
     } else {
         reasons = step->why;
     }

@@ -26,7 +26,9 @@ typedef struct {
     uint16_t rider_until;    /* the category's last day, days since 1970-01-01; 0: no end */
     uint16_t pass_until;     /* likewise, the pass's */
     uint8_t pass_number;     /* 0: none */
-    uint8_t reserved[9];
+    uint8_t reserved;
+    uint32_t twin;           /* 1 + slot of the card that shares account and state: a card and its e-card; 0: none */
+    uint8_t reserved_end[4];
 } yk_card;
 
 typedef struct {
@@ -229,9 +231,10 @@ typedef struct {
     uint8_t rider, pass_number;
 } yk_entitlement;
 
-/* `account`: YK_NONE for one of its own, or that of another card, which it then pays from too (an e-card and its card). */
+/* `twin`: YK_NONE, or the slot of a card that has no twin yet. Both then pay from one account, and are on the deny list and
+ * entitled alike for good: what happens to one happens to the other with the same record (a card and its e-card). */
 int yk_add_card(yk_engine *engine, const yk_card_number *number, const uint8_t issuer_id[8], const yk_entitlement *entitlement,
-                uint32_t account, uint32_t expires, int64_t time_us, const uint8_t *payload, uint32_t payload_bytes, uint32_t *slot);
+                uint32_t twin, uint32_t expires, int64_t time_us, const uint8_t *payload, uint32_t payload_bytes, uint32_t *slot);
 int yk_add_terminal(yk_engine *engine, const uint8_t number[6], uint8_t kind, uint32_t account, int64_t time_us,
                     const uint8_t *payload, uint32_t payload_bytes, uint32_t *slot);
 int yk_top_up(yk_engine *engine, uint32_t card, int64_t amount_fen, int64_t time_us, const uint8_t *payload,
@@ -293,7 +296,7 @@ void yk_move(yk_engine *engine, uint32_t debit, uint32_t credit, int64_t amount_
 static inline int yk_rides_reserve(yk_engine *engine, uint32_t card) { return yk_table_make(&engine->rides, card); }
 /* Advance a card's memory by a tap of this record, which was charged and did not come late. */
 void yk_rides_booked(yk_engine *engine, const yk_record *record, uint32_t local_s);
-void yk_entitle(yk_card *card, const yk_entitlement *entitlement, yk_record *record);
+void yk_entitle(yk_engine *engine, yk_card *card, const yk_entitlement *entitlement, yk_record *record);
 
 static inline const yk_rides *yk_rides_of(const yk_engine *engine, uint32_t card) {
     static const yk_rides never;

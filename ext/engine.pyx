@@ -110,6 +110,7 @@ cdef extern from "engine.h":
         uint8_t deny_reasons
         uint16_t rider_until, pass_until
         uint8_t pass_number
+        uint32_t twin
     ctypedef struct yk_account:
         int64_t balance_fen
         int64_t held_fen
@@ -195,7 +196,7 @@ cdef extern from "engine.h":
     int yk_add_operator(yk_engine *engine, int64_t time_us, const uint8_t *payload, uint32_t payload_bytes,
                         uint32_t *account) nogil
     int yk_add_card(yk_engine *engine, const yk_card_number *number, const uint8_t *issuer_id,
-                    const yk_entitlement *entitlement, uint32_t account, uint32_t expires, int64_t time_us, const uint8_t *payload,
+                    const yk_entitlement *entitlement, uint32_t twin, uint32_t expires, int64_t time_us, const uint8_t *payload,
                     uint32_t payload_bytes, uint32_t *slot) nogil
     int yk_add_terminal(yk_engine *engine, const uint8_t *number, uint8_t kind, uint32_t account, int64_t time_us,
                         const uint8_t *payload, uint32_t payload_bytes, uint32_t *slot) nogil
@@ -863,6 +864,7 @@ cdef class Engine:
             "denied_since_s": card.denied_since_s,
             "deny_reasons": card.deny_reasons,
             "last_sequence": card.last_sequence,
+            "twin": card.twin - 1 if card.twin else NONE,
         }
 
     def terminal(self, uint32_t slot):
@@ -930,9 +932,10 @@ cdef class Engine:
         return account
 
     def add_card(self, str card_number, bytes issuer_id, uint8_t rider, uint32_t expires, int64_t time_us, bytes payload,
-                 uint16_t rider_until=0, uint8_t pass_number=0, uint16_t pass_until=0, uint32_t account=NONE):
-        """Register a card that is not there yet; returns its slot. `…_until` are days since 1970-01-01, 0: no end. With the
-        account of another card both pay from it: a card and its e-card. Raises IndexError for an account that is not there."""
+                 uint16_t rider_until=0, uint8_t pass_number=0, uint16_t pass_until=0, uint32_t twin=NONE):
+        """Register a card that is not there yet; returns its slot. `…_until` are days since 1970-01-01, 0: no end. With
+        the slot of a `twin` both pay from one account, and are denied and entitled alike from now on: a card and its e-card.
+        Raises ValueError for a twin that is not there or has one already."""
         cdef yk_card_number number
         cdef yk_entitlement entitlement
         cdef uint32_t slot = 0
@@ -941,9 +944,10 @@ cdef class Engine:
         _card_number(card_number, &number)
         if len(issuer_id) != 8:
             raise ValueError("issuer_id: 8 bytes are wanted")
-        if account != NONE and account >= self.engine.accounts.count:
-            raise IndexError(f"there is no account {account}")
-        _check(yk_add_card(&self.engine, &number, <const uint8_t *>PyBytes_AS_STRING(issuer_id), &entitlement, account, expires, time_us,
+        if twin != NONE and (twin >= self.engine.cards.count
+                             or (<const yk_card *>yk_table_read(&self.engine.cards, twin)).twin):
+            raise ValueError(f"there is no card in slot {twin}, or it has a twin already")
+        _check(yk_add_card(&self.engine, &number, <const uint8_t *>PyBytes_AS_STRING(issuer_id), &entitlement, twin, expires, time_us,
                            <const uint8_t *>PyBytes_AS_STRING(payload), len(payload), &slot))
         return slot
 

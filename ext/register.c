@@ -128,19 +128,28 @@ int yk_add_operator(yk_engine *engine, int64_t time_us, const uint8_t *payload, 
     return YK_OK;
 }
 
-void yk_entitle(yk_card *card, const yk_entitlement *entitlement, yk_record *record) {
-    card->rider = record->rider = entitlement->rider;
-    card->pass_number = record->pass_number = entitlement->pass_number;
+static void entitle_one(yk_card *card, const yk_entitlement *entitlement) {
+    card->rider = entitlement->rider;
+    card->pass_number = entitlement->pass_number;
     card->rider_until = entitlement->rider_until;
     card->pass_until = entitlement->pass_until;
+}
+
+void yk_entitle(yk_engine *engine, yk_card *card, const yk_entitlement *entitlement, yk_record *record) {
+    entitle_one(card, entitlement);
+    if (card->twin) entitle_one(yk_table_write(&engine->cards, card->twin - 1), entitlement);
+    record->rider = entitlement->rider;
+    record->pass_number = entitlement->pass_number;
     record->rider_until = entitlement->rider_until;
     record->pass_until = entitlement->pass_until;
 }
 
 int yk_add_card(yk_engine *engine, const yk_card_number *number, const uint8_t issuer_id[8], const yk_entitlement *entitlement,
-                uint32_t account, uint32_t expires, int64_t time_us, const uint8_t *payload, uint32_t payload_bytes, uint32_t *slot) {
-    int error = yk_reserve(engine, 1, (uint64_t)payload_bytes + 5), is_new = account == YK_NONE;
+                uint32_t twin, uint32_t expires, int64_t time_us, const uint8_t *payload, uint32_t payload_bytes, uint32_t *slot) {
+    int error = yk_reserve(engine, 1, (uint64_t)payload_bytes + 5), is_new = twin == YK_NONE;
+    uint32_t account;
     if (error) return error;
+    if (!is_new && (twin >= engine->cards.count || ((const yk_card *)yk_table_read(&engine->cards, twin))->twin)) return YK_CORRUPT;
     if (!has_room(&engine->cards, engine->config.cards_max) || (is_new && !has_room(&engine->accounts, engine->config.accounts_max)))
         return YK_FULL;
     error = grow_index(engine, &engine->card_index, (uint64_t)engine->cards.count + 1, engine->cards.count, card_hash_at);
@@ -154,14 +163,23 @@ int yk_add_card(yk_engine *engine, const yk_card_number *number, const uint8_t i
     }
     card->number = *number;
     memcpy(card->issuer_id, issuer_id, sizeof card->issuer_id);
+    yk_card *other = is_new ? NULL : yk_table_write(&engine->cards, twin);
+    if (other) account = other->account;
     card->account = account;
     card->expires = expires;
     yk_slots_place(&engine->card_index, yk_card_hash(engine, number), *slot);
     yk_record *record = yk_begin_record(engine, YK_RECORD_CARD, YK_ACCEPTED, time_us);
     record->card = *slot;
     record->debit_account = account;
-    yk_entitle(card, entitlement, record);
+    yk_entitle(engine, card, entitlement, record);
     card->last_sequence = record->sequence;
+    if (other) {
+        yk_deny(engine, card, other->deny_reasons, record);
+        card->denied_since_s = other->denied_since_s;
+        card->twin = record->twin = twin + 1;
+        other->twin = *slot + 1;
+        entitle_one(other, entitlement);
+    }
     yk_add_payload(engine, record, payload, payload_bytes);
     yk_end_record(engine, record);
     return YK_OK;

@@ -86,7 +86,7 @@ static int replay_record(yk_engine *engine, yk_record *record, const uint8_t *pa
         yk_deny(engine, card, record->deny_reasons ? record->deny_reasons : record->flags & YK_FLAG_DENIED ? YK_DENY_DEBT : 0, record);
         if (record->kind == YK_RECORD_ENTITLEMENT) {
             yk_entitlement entitlement = {(uint16_t)record->rider_until, (uint16_t)record->pass_until, record->rider, record->pass_number};
-            yk_entitle(card, &entitlement, record);
+            yk_entitle(engine, card, &entitlement, record);
         }
         if (is_tap && record->flags & YK_FLAG_PRICED) {
             int error = replay_fare(engine, record);

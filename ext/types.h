@@ -90,6 +90,26 @@ enum {
     YK_CARD_CANCELLED = 128,
     YK_CARD_NOT_OWN = 129,
     YK_RESULT_END = 130 /* one more than the largest code */
+    YK_E_CARD_UNKNOWN = 150,
+    YK_E_CARD_EXISTS = 151,
+    YK_E_CARD_CANCELLED = 152,
+    YK_ACTIVATION_WRONG = 153,
+    YK_ACTIVATION_EXPIRED = 154,
+    YK_DEVICES_MAX = 155,
+    YK_DEVICE_UNKNOWN = 156,
+    YK_DEVICE_REVOKED = 157,
+    YK_DEVICE_PROOF_WRONG = 158,
+    YK_CLOCK_OFF = 159,
+    YK_CODE_MALFORMED = 160,
+    YK_CODE_EXPIRED = 161,
+    YK_CODE_USED = 162,
+    YK_CODE_CERTIFICATE_WRONG = 163,
+    YK_CODE_ISSUER_SIGNATURE_WRONG = 164,
+    YK_CODE_USER_SIGNATURE_WRONG = 190,
+    YK_CODE_AUTHORIZATION_EXPIRED = 191,
+    YK_CODE_LIMIT = 192,
+    YK_CODE_UNKNOWN = 193,
+    YK_RESULT_END = 194 /* one more than the largest code */
 };
 
 /* Kinds of journal record. */
@@ -211,7 +231,10 @@ typedef struct {
     uint32_t credit_account;
     uint32_t card;            /* slots; YK_NONE: unknown */
     uint32_t terminal;
-    uint32_t terminal_sequence;
+    union {
+        uint32_t terminal_sequence;
+        uint32_t twin;        /* CARD: 1 + slot of the card that it shares account and state with; 0: none */
+    };
     uint32_t tap_amount_fen;
     uint32_t amount_due_fen;
     uint32_t local_date;

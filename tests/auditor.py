@@ -184,6 +184,7 @@ class Books:
     unproved: dict[int, tuple[int, int, int]] = field(default_factory=dict)  # grey and torn taps: card, ATC, amount
     settled_greys: set[tuple[int, int]] = field(default_factory=set)
     last_of_card: dict[int, int] = field(default_factory=dict)
+    twins: dict[int, int] = field(default_factory=dict)  # card ↔ e-card
     denied: dict[int, int] = field(default_factory=dict)  # card → why it is on the deny list
     payments: defaultdict[bytes, Payment] = field(default_factory=lambda: defaultdict(Payment))
     instructions: defaultdict[int, set[bytes]] = field(default_factory=lambda: defaultdict(set))  # settlement date → ids
@@ -273,6 +274,8 @@ class Auditor:
             require(record.card_previous == books.last_of_card.get(record.card, 0), f"{where}: its card's list is broken")
             books.last_of_card[record.card] = record.sequence
             books.denied[record.card] = record.deny_reasons
+            if record.card in books.twins:
+                books.denied[books.twins[record.card]] = record.deny_reasons
         if record.kind == EVENT:
             event = journal_pb2.Event.FromString(payload_of(record, payloads))
             documents = {(each.kind, each.key): None if each.deleted else each.value for each in event.documents}
@@ -303,6 +306,12 @@ class Auditor:
     def _open(self, record: Record, payloads: bytes, where: str) -> None:
         books = self.books
         account = record.debit_account if record.kind == CARD else record.credit_account
+        if record.kind == CARD and record.terminal_sequence:  # an e-card: its card's account
+            require(account == books.purses[record.terminal_sequence - 1], f"{where}: another account than its card's")
+            require(record.terminal_sequence - 1 not in books.twins, f"{where}: a second e-card")
+            books.purses[record.card] = account
+            books.twins[record.card], books.twins[record.terminal_sequence - 1] = record.terminal_sequence - 1, record.card
+            return
         require(account == books.accounts, f"{where}: opens account {account}, {books.accounts} is next")
         books.accounts += 1
         if record.kind == CARD:
