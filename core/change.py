@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from yikatong.core import limits
 from yikatong.core.errors import InvalidRequest
 from yikatong.core.memory import Memory
-from yikatong.core.types import DENY_REASONS, NONE, DocumentKind, PostingKind, RecordKind, Result, wire
+from yikatong.core.types import DENY_REASONS, KEPT_FOR_GOOD, NONE, DocumentKind, PostingKind, RecordKind, Result, wire
 from yikatong.ext.engine import EngineFull
 from yikatong.v1 import journal_pb2
 
@@ -89,12 +89,17 @@ class Change:
         return account
 
     def put(self, kind: DocumentKind, key: bytes, value: bytes) -> None:
-        """Put a document in place of what is under the key."""
+        """Put a document in place of what is under the key. What is kept for good has no second version: ValueError."""
         if not 1 <= len(key) <= limits.DOCUMENT_KEY_BYTES_MAX:
             raise ValueError(f"a document's key has 1 to {limits.DOCUMENT_KEY_BYTES_MAX} bytes, not {len(key)}")
+        if kind in KEPT_FOR_GOOD and self._memory.documents.get(kind, key) is not None:
+            raise ValueError(f"a document of kind {kind.name} is never altered")
         self._documents.append((kind, key, value))
 
     def delete(self, kind: DocumentKind, key: bytes) -> None:
+        """Delete a document, if it is there. ValueError for what is kept for good."""
+        if kind in KEPT_FOR_GOOD:
+            raise ValueError(f"a document of kind {kind.name} is never deleted")
         self._documents.append((kind, key, None))
 
     def close_date(self, day: int) -> None:
@@ -107,8 +112,7 @@ class Change:
         for kind, key, value in self._documents:
             event.documents.add(kind=kind, key=key, value=value or b"", deleted=value is None)
         sequence = self.sequence
-        self._memory.engine.commit(self._time_us, event.SerializeToString(deterministic=True), self._steps)
-        self._memory.apply_event(event)
+        self._memory.commit_event(self._time_us, event, self._steps)
         return sequence
 
     def answer(self, request: Message, response: Response, name: str) -> Response:

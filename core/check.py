@@ -93,6 +93,7 @@ def _audit_journal(reader: JournalReader, until: int, progress: Progress) -> tup
         if entry.time_us < time_us:
             raise Damaged(f"{place}: its time is before that of the value before it")
         entry.verify()
+        entry.verify_events()
         records = entry.array
         if not np.array_equal(records["sequence"], np.arange(next_sequence, next_sequence + entry.count, dtype=np.uint64)):
             raise Damaged(f"{place}: its records are not numbered in sequence")

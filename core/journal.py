@@ -24,7 +24,8 @@ from yikatong.core.store import Reader, Store
 from yikatong.ext.engine import settlement_date
 
 MAGIC: Final = b"YKTJRNL\n"
-FORMAT: Final = 3  # 1 had no events, and its records carry no settlement day; 2 had no fares: both are read as they are
+FORMAT: Final = 4  # all older ones are read as they are: 1 had no events and no settlement days, 2 no fares, 3 no event digests
+FORMAT_EVENT_DIGESTS: Final = 4
 # magic, format, header bytes, first sequence, count, payload bytes, time in µs, SM3 of the header before, SHA-256 of the body
 HEADER: Final = struct.Struct("<8sHHxxxxQIIq32s32s24x")
 GENESIS: Final = bytes(32)  # stands for the header before the first
@@ -125,6 +126,15 @@ class Entry:
         body.update(self.payloads)
         if body.digest() != self.digest:
             raise Damaged(f"journal value at sequence {self.first_sequence}: its body is not what was written (SHA-256 differs)")
+
+    def verify_events(self) -> None:
+        """Raises Damaged when an event is not the one that its record, which the seal is over, holds the digest of."""
+        array = self.array
+        if int.from_bytes(self.header[8:10], "little") < FORMAT_EVENT_DIGESTS:
+            return
+        for at in np.flatnonzero(array["kind"] == types.RecordKind.EVENT).tolist():
+            if sm3(self.payload(int(array["payload_place"][at]))) != array["event_digest"][at].tobytes():
+                raise Damaged(f"journal record {self.first_sequence + at}: its event is not what was written (SM3 differs)")
 
 
 def key_of(sequence: int) -> bytes:

@@ -79,8 +79,7 @@ class Tariffs:
         for number, name in enumerate(new_passes, len(self.passes) + 1):
             event.documents.add(kind=DocumentKind.PASS, key=name.encode(), value=bytes([number]))
         if event.documents:
-            memory.engine.commit(time_us, event.SerializeToString(deterministic=True), [])
-            memory.apply_event(event)
+            memory.commit_event(time_us, event, [])
             memory.journal.append(Group(*memory.engine.take_group(), time_us))
             self.look_up(memory)
         number_of = {rule: number for number, rule in enumerate(self.rules)}

@@ -281,6 +281,15 @@ class DocumentKind(IntEnum):
     CODE = 68  # core/codes.py: online codes that were given out, and when each is forgotten
     CODE_USE = 69  # likewise, what codes were used for
     ACCESS = 75  # person id (16 bytes), sequence of the event (8) → Access
+    ACCESS = 75  # person id (16 bytes), place of the event (8; core/audit.py) → Access
+    ACCESS_BY_CALLER = 76  # identity, 0 byte, place of the event (8), person id (16) → nothing
+    LOCKOUT = 77  # name of a subject → Lockout
+    APPROVAL = 78  # sequence of the event that proposed it, 8 bytes → Approval
+    APPROVAL_REQUEST = 79  # the proposer's request id, 16 bytes → key of the approval
+
+
+KEPT_FOR_GOOD: Final = (DocumentKind.ACCESS, DocumentKind.ACCESS_BY_CALLER)
+"""What no change may alter or delete."""
 
 
 NONE: Final = 0xFFFFFFFF
@@ -302,6 +311,7 @@ RECORD: Final = np.dtype(
             "algorithm_id", "key_version", "key_index", "rider", "city", "industry", "direction",
             "settlement_day", "deny_reasons", "fare_flags",
             "rider_until", "pass_until", "base_fen", "fare_marks", "fare_rule", "pass_number",
+            "event_digest",
         ],
         "formats": [
             "<u8", "<i8", "<u8", "<i8", "<i8", "<i8",
@@ -311,6 +321,7 @@ RECORD: Final = np.dtype(
             "u1", "u1", "u1", "u1", "<u2", "u1", "u1",
             "<u2", "u1", "u1",
             "<u4", "<u4", "<u4", "<u2", "<u2", "u1",
+            "(32,)u1",
         ],
         "offsets": [
             0, 8, 16, 24, 32, 40,
@@ -320,6 +331,7 @@ RECORD: Final = np.dtype(
             116, 117, 118, 119, 120, 122, 123,
             124, 126, 127,
             84, 88, 96, 100, 102, 118,
+            68,
         ],
         "itemsize": 128,
     }
@@ -328,3 +340,4 @@ RECORD: Final = np.dtype(
 conflict moves nothing. With the flag PRICED `base_fen`, `fare_marks` and `fare_rule` lie over the chip's balances. In records of
 cards and entitlements `rider_until` lies over `line`, `pass_until` over `stop` (days since 1970-01-01) and `pass_number` over
 `key_index`; in those of cards `terminal_sequence` is 1 + the slot of the card's twin, 0 where it has none."""
+`key_index`. In records of events `event_digest`, SM3 of the message, lies over what only taps have."""

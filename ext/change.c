@@ -135,7 +135,8 @@ static void write_step(yk_engine *engine, const yk_step *step, int64_t time_us, 
     yk_end_record(engine, record);
 }
 
-int yk_commit(yk_engine *engine, int64_t time_us, const uint8_t *payload, uint32_t payload_bytes, const yk_step *steps, uint32_t n) {
+int yk_commit(yk_engine *engine, int64_t time_us, const uint8_t *payload, uint32_t payload_bytes, const uint8_t digest[32],
+              const yk_step *steps, uint32_t n) {
     uint64_t bytes = (uint64_t)payload_bytes + 5;
     uint32_t opened = 0;
     for (uint32_t i = 0; i < n; i++) {
@@ -153,6 +154,7 @@ int yk_commit(yk_engine *engine, int64_t time_us, const uint8_t *payload, uint32
     yk_record *event = yk_begin_record(engine, YK_RECORD_EVENT, YK_ACCEPTED, time_us);
     if (n) event->flags |= YK_FLAG_LINKED;
     yk_add_payload(engine, event, payload, payload_bytes);
+    memcpy(event->event_digest, digest, sizeof event->event_digest);
     yk_end_record(engine, event);
     for (uint32_t i = 0; i < n; i++) write_step(engine, &steps[i], time_us, i + 1 == n);
     return YK_OK;

@@ -266,7 +266,8 @@ enum { YK_POSTING_CORRECTION = 20 }; /* PostingKind.CORRECTION */
 /* Write an event and its steps as records of one group, or nothing: YK_OK, YK_NO_MEMORY, YK_FULL (no room for an account, or a
  * balance would overflow), or YK_CORRUPT (an account or card that is not there, a negative posting, a release of more than is
  * held). */
-int yk_commit(yk_engine *engine, int64_t time_us, const uint8_t *payload, uint32_t payload_bytes, const yk_step *steps, uint32_t n);
+int yk_commit(yk_engine *engine, int64_t time_us, const uint8_t *payload, uint32_t payload_bytes, const uint8_t digest[32],
+              const yk_step *steps, uint32_t n);
 
 /* ---- restart ---- */
 

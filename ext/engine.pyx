@@ -208,8 +208,8 @@ cdef extern from "engine.h":
         int64_t amount_fen
         const uint8_t *bytes
         uint32_t byte_count
-    int yk_commit(yk_engine *engine, int64_t time_us, const uint8_t *payload, uint32_t payload_bytes, const yk_step *steps,
-                  uint32_t n) nogil
+    int yk_commit(yk_engine *engine, int64_t time_us, const uint8_t *payload, uint32_t payload_bytes, const uint8_t *digest,
+                  const yk_step *steps, uint32_t n) nogil
     int yk_replay(yk_engine *engine, const yk_record *records, uint32_t n, const uint8_t *payloads, size_t payload_bytes,
                   uint32_t *at) nogil
     int yk_reindex(yk_engine *engine) nogil
@@ -968,8 +968,8 @@ cdef class Engine:
         account = (<const yk_card *>yk_table_read(&self.engine.cards, card)).account
         return self.engine.next_sequence - 1, self.balance_fen(account)
 
-    def commit(self, int64_t time_us, bytes payload not None, list steps not None):
-        """Write an event (its message) and its steps, or nothing. A step is (kind, why, debit, credit, card, amount_fen, bytes), as
+    def commit(self, int64_t time_us, bytes payload not None, bytes digest not None, list steps not None):
+        """Write an event (its message, and SM3 of that: 32 bytes) and its steps, or nothing. A step is (kind, why, debit, credit, card, amount_fen, bytes), as
         yk_step in engine.h has it. EngineFull when there is no room; ValueError for a step that makes no sense."""
         cdef uint32_t n = len(steps), i
         cdef yk_step *written = <yk_step *>malloc((n + 1) * sizeof(yk_step))
@@ -978,6 +978,8 @@ cdef class Engine:
         if not written:
             raise MemoryError
         try:
+            if len(digest) != 32:
+                raise ValueError(f"digest: 32 bytes are wanted, not {len(digest)}")
             for i in range(n):
                 kind, why, debit, credit, card, amount_fen, more = steps[i]
                 written[i].kind, written[i].why = kind, why
@@ -985,7 +987,8 @@ cdef class Engine:
                 written[i].amount_fen = amount_fen
                 written[i].bytes = <const uint8_t *>PyBytes_AS_STRING(more)
                 written[i].byte_count = len(more)
-            error = yk_commit(&self.engine, time_us, <const uint8_t *>PyBytes_AS_STRING(payload), len(payload), written, n)
+            error = yk_commit(&self.engine, time_us, <const uint8_t *>PyBytes_AS_STRING(payload), len(payload),
+                              <const uint8_t *>PyBytes_AS_STRING(digest), written, n)
         finally:
             free(written)
         if error == YK_CORRUPT:

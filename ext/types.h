@@ -239,18 +239,28 @@ typedef struct {
     uint32_t amount_due_fen;
     uint32_t local_date;
     uint32_t local_time;
+    uint32_t terminal_sequence;
     union {
-        uint32_t line;
-        uint32_t rider_until;  /* CARD, ENTITLEMENT: the category's last day, days since 1970-01-01; 0: no end */
-    };
-    union {
-        uint32_t stop;
-        uint32_t pass_until;   /* likewise, the pass's */
-    };
-    uint8_t mac[4];
-    union {
-        uint32_t chip_before_fen;
-        uint32_t base_fen;     /* YK_FLAG_PRICED: the base fare */
+        struct {
+            uint32_t tap_amount_fen;
+            uint32_t amount_due_fen;
+            uint32_t local_date;
+            uint32_t local_time;
+            union {
+                uint32_t line;
+                uint32_t rider_until;  /* CARD, ENTITLEMENT: the category's last day, days since 1970-01-01; 0: no end */
+            };
+            union {
+                uint32_t stop;
+                uint32_t pass_until;   /* likewise, the pass's */
+            };
+            uint8_t mac[4];
+            union {
+                uint32_t chip_before_fen;
+                uint32_t base_fen;     /* YK_FLAG_PRICED: the base fare */
+            };
+        };
+        uint8_t event_digest[32]; /* EVENT: SM3 of its message, so that who vouches for the records vouches for it too */
     };
     union {
         uint32_t chip_after_fen;
