@@ -62,6 +62,15 @@ class Settings:
     e_card_devices_max: int = _setting(
         limits.E_CARD_DEVICES_MAX, "devices that an e-card may be bound to at a time", 1, limits.DEVICES_KEPT_MAX - 1
     )
+    rate_general_per_s: float = _setting(
+        limits.RATE_GENERAL_PER_S, "calls a second of one caller, but for taps; 0: any number", 0, limits.RATE_PER_S_MAX
+    )
+    rate_personal_per_s: float = _setting(
+        limits.RATE_PERSONAL_PER_S, "likewise, of methods that show who somebody is", 0, limits.RATE_PER_S_MAX
+    )
+    rate_proof_per_s: float = _setting(
+        limits.RATE_PROOF_PER_S, "likewise, of methods that take a secret (code, proof, ticket)", 0, limits.RATE_PER_S_MAX
+    )
     drain_s: float = _setting(limits.DRAIN_S, "how long calls in flight may take to finish on SIGTERM, seconds", 0, 3600)
 
     def __post_init__(self) -> None:

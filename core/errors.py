@@ -54,6 +54,14 @@ class Overloaded(YikatongError):
     """A queue is full: nothing was done, come back later. Transient."""
 
 
+class RateLimited(Overloaded):
+    """The caller asks more often than it may: nothing was done, come back after `retry_s` seconds. Transient."""
+
+    def __init__(self, message: str, retry_s: float) -> None:
+        super().__init__(message)
+        self.retry_s = retry_s
+
+
 class Full(YikatongError):
     """A configured number of cards, accounts or terminals is reached: an operator must act."""
 

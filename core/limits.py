@@ -108,7 +108,6 @@ LIMIT_FEN_MAX: Final = 1 << 52
 # ---- persons and cards ----
 PERSON_NAME_CHARACTERS_MAX: Final = 64  # names of some peoples have several words
 PERSON_ADDRESS_CHARACTERS_MAX: Final = 200
-PURPOSE_CHARACTERS_MAX: Final = 200  # a sentence
 PROOF_CHARACTERS_MAX: Final = 64
 # ---- e-cards, devices and codes ----
 E_CARD_DEVICES_MAX: Final = 3  # default of the setting: a telephone, its successor, a watch
@@ -129,6 +128,26 @@ SHARE_MAX: Final = 1_000_000  # shares are small whole numbers, or millionths
 TAP_FEN_MAX: Final = (1 << 32) - 1  # what a tap can carry at all
 APPEAL_DAYS_MAX: Final = 366
 DENY_LIST_HOURS_MAX: Final = 30 * 24
+
+# ---- who may do what, and how often ----
+PURPOSE_CHARACTERS_MAX: Final = 200  # a purpose or a legal basis: a line of a form
+WRONG_PROOFS_MAX: Final = 5  # of a card, person or device before it is locked out: people mistype, guesses at codes go far beyond
+WRONG_PROOFS_OF_CALLER_MAX: Final = 100  # of a caller, over all its subjects: a department checks many people a minute
+WRONG_PROOFS_KEPT_S: Final = 86_400  # without another one, after which they are forgotten
+LOCKOUT_S: Final = 60  # the first one; each further one is twice as long
+LOCKOUT_S_MAX: Final = 86_400
+LOCKOUT_SUBJECT_BYTES_MAX: Final = 120  # the longest identity has 91
+APPROVAL_S: Final = 86_400  # a proposal waits this long for a second operator: their next shift
+RATE_CALLERS_MAX: Final = (
+    65_536  # callers whose rates are remembered, some 200 bytes each; who is forgotten begins with a full bucket
+)
+RATE_PER_S_MAX: Final = 1_000_000
+RATE_BURST_S: Final = 2.0  # a bucket holds so much of its rate: what comes together after a quiet moment is no flood
+RATE_GENERAL_PER_S: Final = (
+    5_000.0  # of one caller: above what the service port does a core, so only several cores' floods meet it
+)
+RATE_PERSONAL_PER_S: Final = 200.0  # methods that show who somebody is: a hall of clerks, not a harvest of the register
+RATE_PROOF_PER_S: Final = 1_000.0  # methods that take a secret: the e-card's app asks for a whole city's phones
 
 # ---- files ----
 JOURNAL_MAP_BYTES: Final = 1 << 42  # address space, not disk: 4 TiB, some thirty thousand million records
@@ -153,6 +172,7 @@ assert REQUEST_ITEMS_MAX + AUTHORIZE_ITEMS_MAX * (LEGS_MAX + 2) <= GROUP_RECORDS
 assert REQUEST_ITEMS_MAX + EXPIRIES_MAX * LEGS_MAX <= GROUP_RECORDS_MAX
 
 assert GROUP_TAPS_MAX >= REQUEST_ITEMS_MAX
+assert LOCKOUT_SUBJECT_BYTES_MAX < DOCUMENT_KEY_BYTES_MAX
 assert GROUP_RECORDS_MAX >= 2 * FILE_ROWS_MAX + 2  # an account and a posting for each row, the event, the bank's account
 assert SCAN_DOCUMENTS_MAX >= PAGE_SIZE_MAX
 assert DISPUTE_RESPOND_DAYS < DISPUTE_DECIDE_DAYS

@@ -138,7 +138,9 @@ class Memory:
                 break
             yield name.decode(), int.from_bytes(account, "big")
 
-    def commit_event(self, time_us: int, event: journal_pb2.Event, steps: list[tuple[int, int, int, int, int, int, bytes]]) -> None:
+    def commit_event(
+        self, time_us: int, event: journal_pb2.Event, steps: list[tuple[int, int, int, int, int, int, bytes]]
+    ) -> None:
         """Write an event and its steps into the group, and do what it says. Raises EngineFull, and then nothing was written."""
         message = event.SerializeToString(deterministic=True)
         self.engine.commit(time_us, message, sm3(message), steps)

@@ -38,6 +38,7 @@ import yikatong.v1
 from yikatong.core import limits
 from yikatong.core.errors import ConfigError
 from yikatong.core.late import Corrections
+from yikatong.core.rate_limits import MethodClass
 from yikatong.core.rules.fares import Outcome
 from yikatong.core.types import Result
 from yikatong.core.writer import Observer, Phase
@@ -325,6 +326,8 @@ class _TapPort(Collector):
 class Metrics(Observer):
     """Counts what the core and the doors report. Every method may be called from any thread, and none raises."""
 
+    _RESULT_NAMES: Final = {result.value: result.name for result in Result}
+
     def __init__(
         self,
         registry: CollectorRegistry | None = None,
@@ -400,6 +403,24 @@ class Metrics(Observer):
             self._corrections.labels(direction)
             self._corrections_fen.labels(direction)
 
+        self._rate_limited = Counter(
+            "yikatong_rate_limited",
+            "Calls refused because their caller asked too often, by class of method.",
+            labelnames=("method_class",),
+            registry=registry,
+        )
+        for method_class in MethodClass:
+            if method_class is not MethodClass.TAP:
+                self._rate_limited.labels(method_class.value)
+        self._proofs = Counter(
+            "yikatong_proofs",
+            "Answers of methods that take a secret, by result: wrong proofs and lock-outs are among them.",
+            labelnames=("result",),
+            registry=registry,
+        )
+        for result in (Result.ACCEPTED, Result.MAC_MISMATCH, Result.LOCKED_OUT):
+            self._proofs.labels(result.name)
+
         self._deny_seconds = Histogram(
             "yikatong_deny_list_delay_seconds",
             "From the report of a loss (or the order to deny) to the list that holds the card.",
@@ -429,6 +450,16 @@ class Metrics(Observer):
         )
         running = Info("yikatong_build", "The version that runs.", registry=registry)
         running.info({"version": _version(), **(build or {})})
+
+    # ---- who may do what ----
+
+    def on_rate_limited(self, method_class: str) -> None:
+        """A call was refused because its caller asked too often."""
+        self._rate_limited.labels(method_class).inc()
+
+    def on_proof(self, result: int) -> None:
+        """A method that takes a secret was answered with a result."""
+        self._proofs.labels(self._RESULT_NAMES.get(result, "UNKNOWN")).inc()
 
     # ---- the deny list ----
 

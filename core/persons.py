@@ -1,8 +1,8 @@
 """Persons: who the cards belong to, and which concession they ride at.
 
 What tells who a person is (name, citizen number, telephone, address) is sealed by that person's own key (person_keys.py) and
-found again by a keyed index of the citizen number only. Commands are as core/commands.py describes them; they take the provider of keys
-first and the caller last, and note in the audit trail whom they showed or changed.
+found again by a keyed index of the citizen number only. Commands are as core/commands.py describes them; they take the provider
+of keys first and the caller last, and note in the audit trail whom they showed or changed.
 
 Erasure destroys the person's key, so that what the journal holds of them, in whatever version, can be read by nobody. What stays:
 the person's id, district and the time of registration, the links to cancelled cards with their transactions, the audit trail, and

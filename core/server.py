@@ -26,6 +26,7 @@ from yikatong.core.keys import key_sets
 from yikatong.core.keys.provider import KeyProvider
 from yikatong.core.memory import EngineSettings, Progress
 from yikatong.core.metrics import Metrics
+from yikatong.core.rate_limits import Rates
 from yikatong.core.rules import purse_rules
 from yikatong.core.rules.purse_rules import PurseRules
 from yikatong.core.service import SERVICES, Service, deliver_to
@@ -155,6 +156,7 @@ class Server:
             tls=tls,
             settlement_bank=settings.settlement_bank,
             e_card_devices_max=settings.e_card_devices_max,
+            rates=Rates(settings.rate_general_per_s, settings.rate_personal_per_s, settings.rate_proof_per_s),
         )
         self._grpc.add_generic_rpc_handlers(service.handlers())
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)

@@ -16,6 +16,8 @@ from google.protobuf.message import DecodeError, Message
 
 from yikatong.core import (
     access,
+    approvals,
+    audit,
     authorizations,
     commands,
     deny_list,
@@ -23,6 +25,7 @@ from yikatong.core import (
     e_cards,
     exceptions,
     limits,
+    lockout,
     merchants,
     participant_files,
     payments,
@@ -36,12 +39,13 @@ from yikatong.core.access import Access, Resolved
 from yikatong.core.callers import LOCAL, Caller, bound_of, current, serving
 from yikatong.core.certificates import identity_of_pem
 from yikatong.core.day import Day, DayRules
-from yikatong.core.errors import DeadlineOver, Forbidden, InvalidRequest, Overloaded, YikatongError
-from yikatong.core.errors import ConfigError, DeadlineOver, InvalidRequest, Overloaded, YikatongError
+from yikatong.core.errors import ConfigError, DeadlineOver, Forbidden, InvalidRequest, Overloaded, YikatongError
 from yikatong.core.keys.provider import KeyProvider
 from yikatong.core.memory import Memory
 from yikatong.core.metrics import Metrics
+from yikatong.core.oversight import Oversight
 from yikatong.core.paging import page_size
+from yikatong.core.rate_limits import Rates
 from yikatong.core.rules.purse_rules import PurseRules
 from yikatong.core.rules.purse_rules import read as read_purse_rules
 from yikatong.core.status import status_of
@@ -51,12 +55,15 @@ from yikatong.core.writer import Core, Work
 from yikatong.ext.engine import NONE, local_seconds
 from yikatong.v1 import (
     account_service_pb2,
+    approval_service_pb2,
+    audit_service_pb2,
     authorization_service_pb2,
     card_service_pb2,
     clearing_service_pb2,
     deny_list_service_pb2,
     e_card_service_pb2,
     exception_service_pb2,
+    lockout_service_pb2,
     merchant_service_pb2,
     person_service_pb2,
     purse_service_pb2,
@@ -89,6 +96,9 @@ DESCRIPTORS: Final = [
         settlement_service_pb2,
         person_service_pb2,
         e_card_service_pb2,
+        audit_service_pb2,
+        lockout_service_pb2,
+        approval_service_pb2,
     )
     for descriptor in module.DESCRIPTOR.services_by_name.values()
 ]
@@ -143,6 +153,7 @@ class Service:
         settlement_bank: str = "",
         district_of_card: access.DistrictOfCard = lambda memory, card_number: None,
         e_card_devices_max: int = limits.E_CARD_DEVICES_MAX,
+        rates: Rates | None = None,
     ) -> None:
         """Without `rules`, those that come with the package; without `day_rules` nothing can be cleared or sealed; without
         `provider` there are no persons, codes and assertions; without `tls` whoever calls is the machine's own operator."""
@@ -156,6 +167,11 @@ class Service:
         self._settlement_bank = settlement_bank
         rules_of_access = [access.rule_of(method) for service in DESCRIPTORS for method in service.methods]
         self.access = Access(rules_of_access, lambda command: self._ask(command, None), district_of_card, RESOLVERS)
+        self.oversight = Oversight(
+            lambda command, deadline: self._submit(Work(command=command, deadline=deadline)),
+            lambda: core.journal.next_sequence, metrics, provider, persons.person_of_card, rates,
+            self._guard,
+        )  # fmt: skip
         purse_rules = rules or read_purse_rules()
         self.methods: dict[str, dict[str, Method]] = {
             "yikatong.v1.TapService": {
@@ -242,9 +258,27 @@ class Service:
             },
             "yikatong.v1.PurseService": self._purse_methods(purse_rules),
             "yikatong.v1.PersonService": self._person_methods(),
+            "yikatong.v1.AuditService": {
+                "ListAccesses": self._command_by(
+                    audit_service_pb2.ListAccessesRequest, functools.partial(audit.list_accesses, persons.person_of_card)
+                ),
+                "ListCallerAccesses": self._command_by(audit_service_pb2.ListCallerAccessesRequest, audit.list_caller_accesses),
+            },
+            "yikatong.v1.LockoutService": {
+                "GetLockout": self._command(lockout_service_pb2.GetLockoutRequest, lockout.get_lockout),
+                "ListLockouts": self._command(lockout_service_pb2.ListLockoutsRequest, lockout.list_lockouts),
+                "LiftLockout": self._command(lockout_service_pb2.LiftLockoutRequest, lockout.lift_lockout),
+            },
+            "yikatong.v1.ApprovalService": {
+                "ListApprovals": self._command(approval_service_pb2.ListApprovalsRequest, approvals.list_approvals),
+                "GetApproval": self.oversight.get_approval,
+                "ApproveRequest": self.oversight.approve,
+                "RejectRequest": self._command_by(approval_service_pb2.RejectRequestRequest, approvals.reject),
+            },
         }
         if provider is not None:
             self.methods["yikatong.v1.ECardService"] = self._e_card_methods(provider, e_card_devices_max)
+        self.oversight.watch(self.methods)
 
     def _authorization_methods(self, rules: PurseRules) -> dict[str, Method]:
         pb = authorization_service_pb2
@@ -280,6 +314,8 @@ class Service:
             "ErasePerson": self._then_destroyed(self._command_by(pb.ErasePersonRequest, persons.erase_person)),
             "SetConcession": self._command_by(pb.SetConcessionRequest, persons.set_concession),
             "ListConcessionsDue": self._command_by(pb.ListConcessionsDueRequest, persons.list_concessions_due),
+        }
+
     def _e_card_methods(self, provider: KeyProvider, devices_max: int) -> dict[str, Method]:
         pb = e_card_service_pb2
         activate = functools.partial(e_cards.activate_device, provider, devices_max)
@@ -298,15 +334,12 @@ class Service:
         return [
             grpc.method_handlers_generic_handler(
                 service,
-                {
-                    name: grpc.unary_unary_rpc_method_handler(functools.partial(self._serve, service, name, method))
-                    for name, method in methods.items()
-                },
+                {name: grpc.unary_unary_rpc_method_handler(functools.partial(self._serve, service, name)) for name in methods},
             )
             for service, methods in self.methods.items()
         ]
 
-    async def _serve(self, service: str, name: str, method: Method, request: bytes, context: Context) -> bytes:
+    async def _serve(self, service: str, name: str, request: bytes, context: Context) -> bytes:
         """One call: count it, bound it, run it, and turn an error into its status."""
         self._metrics.on_call_started(service, name)
         begun = time.perf_counter()
@@ -321,7 +354,7 @@ class Service:
             deadline = None if remaining_s is None else time.monotonic() + remaining_s
             caller = self._caller_of(context)
             with serving(caller):
-                return await self.access.run(service, name, caller, request, lambda: method(request, deadline))
+                return await self.oversight.serve(f"{service}/{name}", request, deadline)
         except YikatongError as error:
             code, status = status_of(error)
             await context.abort(code, status.message, (("grpc-status-details-bin", status.SerializeToString()),))
@@ -339,6 +372,11 @@ class Service:
         finally:
             self._calls -= 1
             self._metrics.on_call_handled(service, name, code.name, time.perf_counter() - begun)
+
+    def _guard(self, name: str, caller: Caller, request: bytes, run: Callable[[], Awaitable[bytes]]) -> Awaitable[bytes]:
+        """Run a call of "yikatong.v1.CardService/GetCard" if its caller may make it."""
+        service, _, method = name.partition("/")
+        return self.access.run(service, method, caller, request, run)
 
     def _caller_of(self, context: Context) -> Caller:
         """Who makes a call. Raises Unauthenticated."""

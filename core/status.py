@@ -1,5 +1,6 @@
 """Errors to gRPC: the one table, and the google.rpc.Status that goes with each."""
 
+import math
 from typing import Final
 
 import grpc
@@ -15,6 +16,7 @@ from yikatong.core.errors import (
     InvalidRequest,
     NotFound,
     Overloaded,
+    RateLimited,
     Unauthenticated,
     Unavailable,
     YikatongError,
@@ -29,6 +31,7 @@ CODES: Final[dict[type[YikatongError], tuple[grpc.StatusCode, str]]] = {
     NotFound: (grpc.StatusCode.NOT_FOUND, "NOT_FOUND"),
     Unauthenticated: (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED"),
     Forbidden: (grpc.StatusCode.PERMISSION_DENIED, "FORBIDDEN"),
+    RateLimited: (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED"),
     Overloaded: (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED"),
     ConfigError: (grpc.StatusCode.FAILED_PRECONDITION, "NOT_CONFIGURED"),
     Full: (grpc.StatusCode.FAILED_PRECONDITION, "FULL"),
@@ -54,7 +57,7 @@ def status_of(error: YikatongError) -> tuple[grpc.StatusCode, status_pb2.Status]
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if isinstance(error, Overloaded | Unavailable):
         delay = duration_pb2.Duration()
-        delay.FromMilliseconds(RETRY_MS)
+        delay.FromMilliseconds(math.ceil(error.retry_s * 1_000) if isinstance(error, RateLimited) else RETRY_MS)
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     status = status_pb2.Status(code=code.value[0], message=str(error))
     for detail in details:

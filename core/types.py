@@ -109,6 +109,11 @@ class Result(IntEnum):
     CODE_AUTHORIZATION_EXPIRED = 191
     CODE_LIMIT = 192
     CODE_UNKNOWN = 193
+    APPROVAL_PENDING = 180
+    APPROVAL_EXPIRED = 181
+    APPROVAL_REJECTED = 182
+    APPROVAL_ALTERED = 183
+    LOCKED_OUT = 184
 
 
 def wire(code: int) -> Any:
@@ -280,7 +285,6 @@ class DocumentKind(IntEnum):
     DEVICE = 67  # device id → DeviceDocument
     CODE = 68  # core/codes.py: online codes that were given out, and when each is forgotten
     CODE_USE = 69  # likewise, what codes were used for
-    ACCESS = 75  # person id (16 bytes), sequence of the event (8) → Access
     ACCESS = 75  # person id (16 bytes), place of the event (8; core/audit.py) → Access
     ACCESS_BY_CALLER = 76  # identity, 0 byte, place of the event (8), person id (16) → nothing
     LOCKOUT = 77  # name of a subject → Lockout
@@ -339,5 +343,5 @@ RECORD: Final = np.dtype(
 """One journal record (yk_record in ext/types.h): 128 bytes. `conflicting_sequence` lies over `credit_after_fen`: a
 conflict moves nothing. With the flag PRICED `base_fen`, `fare_marks` and `fare_rule` lie over the chip's balances. In records of
 cards and entitlements `rider_until` lies over `line`, `pass_until` over `stop` (days since 1970-01-01) and `pass_number` over
-`key_index`; in those of cards `terminal_sequence` is 1 + the slot of the card's twin, 0 where it has none."""
-`key_index`. In records of events `event_digest`, SM3 of the message, lies over what only taps have."""
+`key_index`; in those of cards `terminal_sequence` is 1 + the slot of the card's twin, 0 where it has none. In
+records of events `event_digest`, SM3 of the message, lies over what only taps have."""

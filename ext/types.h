@@ -89,7 +89,6 @@ enum {
     YK_ROW_INVALID = 127,
     YK_CARD_CANCELLED = 128,
     YK_CARD_NOT_OWN = 129,
-    YK_RESULT_END = 130 /* one more than the largest code */
     YK_E_CARD_UNKNOWN = 150,
     YK_E_CARD_EXISTS = 151,
     YK_E_CARD_CANCELLED = 152,
@@ -105,6 +104,11 @@ enum {
     YK_CODE_USED = 162,
     YK_CODE_CERTIFICATE_WRONG = 163,
     YK_CODE_ISSUER_SIGNATURE_WRONG = 164,
+    YK_APPROVAL_PENDING = 180,
+    YK_APPROVAL_EXPIRED = 181,
+    YK_APPROVAL_REJECTED = 182,
+    YK_APPROVAL_ALTERED = 183,
+    YK_LOCKED_OUT = 184,
     YK_CODE_USER_SIGNATURE_WRONG = 190,
     YK_CODE_AUTHORIZATION_EXPIRED = 191,
     YK_CODE_LIMIT = 192,
@@ -235,11 +239,6 @@ typedef struct {
         uint32_t terminal_sequence;
         uint32_t twin;        /* CARD: 1 + slot of the card that it shares account and state with; 0: none */
     };
-    uint32_t tap_amount_fen;
-    uint32_t amount_due_fen;
-    uint32_t local_date;
-    uint32_t local_time;
-    uint32_t terminal_sequence;
     union {
         struct {
             uint32_t tap_amount_fen;

@@ -392,6 +392,7 @@ def test_labels_hold_nothing_of_a_card_a_person_or_a_terminal(metrics: Metrics) 
         "generation": {"0", "1", "2"},
         "reason": {"no_tariff", "no_rule", "unknown_stop"},
         "direction": {"taken", "given"},
+        "method_class": {"general", "personal", "proof"},
     }
     of_code = {"grpc_service", "grpc_method", "version", "le"}  # from descriptors, the package, constants
     for sample in series(metrics):
