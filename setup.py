@@ -33,7 +33,7 @@ FLAGS = {
 }[os.environ.get("YIKATONG_BUILD", "release")]
 
 # The flow of a tap, in order, and what stands around it.
-ENGINE_C = "decode lookup verify decide price post respond batch register change deny replay table"
+ENGINE_C = "decode lookup verify decide price post respond batch register change late deny replay table"
 ENGINE = [f"ext/{name}.c" for name in ENGINE_C.split()]
 SM3 = ["ext/sm3_lanes4.c", "ext/sm3_avx2.c", "ext/sm3_avx512.c", "ext/sm3_path.c"]
 SM4 = ["ext/sm4_generic.c", "ext/sm4_avx2.c", "ext/sm4_avx512.c", "ext/sm4_path.c"]

@@ -4,8 +4,9 @@ A late tap is charged provisionally, as if nothing had gone before it. Right aft
 tap on, in the order of local time and card counter; each difference is a correction between purse and operator. So whatever order
 a card's taps arrive in, they end at the same charges and the same memory of rides.
 
-Nothing is kept for this but the journal: the card's records are walked back to all that the late tap could stand on. A correction
-is a record of the card too, and tells what the tap's own record would say now."""
+A tap that is only a little late is done with by what the engine has at hand (ext/late.c). For the others nothing is kept but the
+journal: the card's records are walked back to all that the late tap could stand on. A correction is a record of the card too, and
+tells what the tap's own record would say now."""
 
 from typing import Any, Final, NamedTuple
 
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from yikatong.core import limits, types
 from yikatong.core.change import Change
 from yikatong.core.errors import Damaged
+from yikatong.core.journal import sm3
 from yikatong.core.memory import Memory
 from yikatong.core.rules.compile import Compiled
 from yikatong.core.rules.fares import Outcome, TapKind
@@ -25,6 +27,8 @@ from yikatong.ext.engine import CORRECTION, NOTE, local_seconds
 from yikatong.v1 import journal_pb2
 
 EVENT: Final = "late-taps"
+EVENT_BYTES: Final = journal_pb2.Event(name=EVENT).SerializeToString(deterministic=True)
+EVENT_DIGEST: Final = sm3(EVENT_BYTES)
 UTC8_S: Final = 8 * 3_600
 RIDE_KINDS: Final = tuple(map(int, (TapKind.ENTRY, TapKind.EXIT, TapKind.SINGLE)))
 PRICED, UNKNOWN_STOP = int(Outcome.PRICED), int(Outcome.UNKNOWN_STOP)
@@ -53,6 +57,10 @@ class Corrections(NamedTuple):
         if change_fen > 0:
             return self._replace(taken=self.taken + 1, taken_fen=self.taken_fen + change_fen)
         return self._replace(given=self.given + 1, given_fen=self.given_fen - change_fen) if change_fen else self
+
+    def plus_all(self, others: tuple[int, ...]) -> "Corrections":
+        """With those of others."""
+        return Corrections(*map(sum, zip(self, others, strict=True)))
 
 
 class _Tap(NamedTuple):
@@ -93,12 +101,21 @@ def price_again(memory: Memory, time_us: int) -> Corrections:
     corrections = Corrections()
     while memory.late and memory.engine.pending_records < limits.LATE_RECORDS_MAX:
         card, place = next(iter(memory.late.items()))
-        corrections = _price_card(memory, card, place, time_us, corrections)
+        corrections = corrections.plus_all(
+            _price_at_hand(memory, card, place, time_us) or _price_from_journal(memory, card, place, time_us)
+        )
         del memory.late[card]
     return corrections
 
 
-def _price_card(memory: Memory, card: int, place: tuple[int, int], time_us: int, corrections: Corrections) -> Corrections:
+def _price_at_hand(memory: Memory, card: int, place: tuple[int, int], time_us: int) -> Corrections | None:
+    """By what the engine remembers; None where that does not reach."""
+    done = memory.engine.price_late(card, *place, time_us, EVENT_BYTES, EVENT_DIGEST)
+    return done and Corrections(1, *done)
+
+
+def _price_from_journal(memory: Memory, card: int, place: tuple[int, int], time_us: int) -> Corrections:
+    corrections = Corrections(cards=1)
     compiled = memory.tariffs.compiled
     assert compiled is not None
     purse = int(memory.engine.card(card)["account"])
@@ -129,7 +146,7 @@ def _price_card(memory: Memory, card: int, place: tuple[int, int], time_us: int,
         corrections = corrections.plus(charged_fen - tap.charged_fen)
     change.remember_rides(card, rides.tobytes())
     change.commit(EVENT)
-    return corrections._replace(cards=corrections.cards + 1)
+    return corrections
 
 
 # ---- what the journal says of the card ----

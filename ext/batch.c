@@ -4,7 +4,7 @@
 #include "sm4.h"
 
 /* Beside a kept message: numbers and amounts of the adjustments, the pass, and the tags and lengths around them. */
-enum { PRICED_BYTES_MAX = 2 * (2 + 10 * YK_ADJUSTMENTS_MAX) + 3 + 6 };
+enum { PRICED_BYTES_MAX = YK_ADJUSTMENTS_BYTES_MAX + 3 + 6 };
 
 /* Room for all that pricing may write; taps that came late are noted one by one. */
 static int reserve_fares(yk_engine *engine, const yk_tap *taps, uint32_t n) {
@@ -48,8 +48,11 @@ int yk_run(yk_engine *engine, const yk_tap *taps, uint32_t n, const yk_priors *p
                 yk_seen_prefetch(&engine->terminal_seen,
                                  yk_hash(yk_terminal_seen_key(next->terminal, next->terminal_sequence), seed));
         }
-        if (engine->has_tariff)
-            __builtin_prefetch(&engine->notes[(engine->next_sequence + AHEAD) & (engine->config.ring_records - 1)], 1);
+        if (engine->has_tariff) {
+            uint64_t at = (engine->next_sequence + AHEAD) & (engine->config.ring_records - 1);
+            __builtin_prefetch(&engine->notes[at], 1);
+            __builtin_prefetch(&engine->rides_before[at], 1);
+        }
         yk_decision decision;
         error = yk_decide(engine, &taps[i], priors, &decision);
         if (error) return error;

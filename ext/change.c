@@ -71,6 +71,7 @@ static yk_card *chain(yk_engine *engine, uint32_t slot, yk_record *record) {
 static void write_rides(yk_engine *engine, const yk_step *step, yk_record *record) {
     record->card = step->card;
     memcpy(yk_table_write(&engine->rides, step->card), step->bytes, sizeof(yk_rides));
+    ((yk_card *)yk_table_write(&engine->cards, step->card))->late = 0;
     yk_add_payload(engine, record, step->bytes, step->byte_count);
     yk_end_record(engine, record);
 }

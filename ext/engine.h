@@ -26,9 +26,9 @@ typedef struct {
     uint16_t rider_until;    /* the category's last day, days since 1970-01-01; 0: no end */
     uint16_t pass_until;     /* likewise, the pass's */
     uint8_t pass_number;     /* 0: none */
-    uint8_t reserved;
+    uint8_t late;            /* a tap of it came late, and it was not priced again since: its rides do not know of that tap */
     uint32_t twin;           /* 1 + slot of the card that shares account and state: a card and its e-card; 0: none */
-    uint8_t reserved_end[4];
+    uint8_t reserved[4];
 } yk_card;
 
 typedef struct {
@@ -135,6 +135,7 @@ typedef struct {
     uint32_t rule_id_count;
     yk_fare_note *notes;     /* beside the ring, of priced taps; only with a tariff */
     uint64_t notes_first;    /* no notes are kept from before this sequence: what is older is on disk with its payload */
+    yk_rides *rides_before;  /* beside the notes, of rides that did not come late: what the card remembered when it was priced */
     yk_late_tap *late;       /* since they were last taken */
     uint32_t late_count, late_capacity;
 
@@ -145,7 +146,7 @@ typedef struct {
     int64_t moved_fen;       /* sum of all changes to balances since the last take: anything but 0 is a fault */
 } yk_engine;
 
-enum { YK_OK = 0, YK_NO_MEMORY = -10, YK_FULL = -11, YK_PRIOR_MISSING = -12, YK_CORRUPT = -13 };
+enum { YK_OK = 0, YK_NOT_AT_HAND = 1, YK_NO_MEMORY = -10, YK_FULL = -11, YK_PRIOR_MISSING = -12, YK_CORRUPT = -13 };
 
 int yk_engine_init(yk_engine *engine, const yk_engine_config *config);
 void yk_engine_free(yk_engine *engine);
@@ -269,6 +270,20 @@ enum { YK_POSTING_CORRECTION = 20 }; /* PostingKind.CORRECTION */
 int yk_commit(yk_engine *engine, int64_t time_us, const uint8_t *payload, uint32_t payload_bytes, const uint8_t digest[32],
               const yk_step *steps, uint32_t n);
 
+/* ---- late.c: cards with late taps ---- */
+
+/* What was corrected: how often money was taken or given back, and how much. */
+typedef struct {
+    int64_t taken_fen, given_fen;
+    uint32_t taken, given;
+} yk_corrections;
+
+/* Price a card again from a tap on that came late, by the records at hand alone, and write what differs as one event (its message
+ * comes from the caller) and its corrections, the card's new memory of rides the last of them. YK_OK, YK_NOT_AT_HAND, or what
+ * yk_commit says; only after YK_OK was anything written. */
+int yk_price_late(yk_engine *engine, const yk_late_tap *from, int64_t time_us, const uint8_t *event, uint32_t event_bytes,
+                  const uint8_t digest[32], yk_corrections *corrections);
+
 /* ---- restart ---- */
 
 /* Apply records of all kinds but registrations (card, terminal, operator), in sequence, from the journal; `payloads` are those behind
@@ -295,6 +310,11 @@ void yk_recount_denied(yk_engine *engine);
 void yk_move(yk_engine *engine, uint32_t debit, uint32_t credit, int64_t amount_fen, yk_record *record);
 /* Memory for a card's rides, so that they can be written. 0, or -1. */
 static inline int yk_rides_reserve(yk_engine *engine, uint32_t card) { return yk_table_make(&engine->rides, card); }
+/* Fields 1 and 2 of PricedTap in journal.proto, the adjustments of a fare: at most YK_ADJUSTMENTS_BYTES_MAX. */
+enum { YK_ADJUSTMENTS_BYTES_MAX = 2 * (2 + 10 * YK_ADJUSTMENTS_MAX) };
+uint8_t *yk_put_adjustments(uint8_t *out, const yk_fare_note *note);
+/* What explains a fare, in the journal's numbers of rules. */
+void yk_explain(const yk_engine *engine, const yk_fare *fare, yk_fare_note *note);
 /* Advance a card's memory by a tap of this record, which was charged and did not come late. */
 void yk_rides_booked(yk_engine *engine, const yk_record *record, uint32_t local_s);
 void yk_entitle(yk_engine *engine, yk_card *card, const yk_entitlement *entitlement, yk_record *record);

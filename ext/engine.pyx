@@ -97,7 +97,7 @@ cdef extern from "index.h":
     uint64_t yk_hash(uint64_t key, uint64_t seed) nogil
 
 cdef extern from "engine.h":
-    enum: YK_OK, YK_NO_MEMORY, YK_FULL, YK_PRIOR_MISSING, YK_CORRUPT
+    enum: YK_OK, YK_NOT_AT_HAND, YK_NO_MEMORY, YK_FULL, YK_PRIOR_MISSING, YK_CORRUPT
     ctypedef struct yk_card:
         yk_card_number number
         uint8_t issuer_id[8]
@@ -173,6 +173,7 @@ cdef extern from "engine.h":
         uint32_t rule_id_count
         yk_fare_note *notes
         uint64_t notes_first
+        yk_rides *rides_before
         yk_late_tap *late
         uint32_t late_count
         yk_record *group
@@ -210,6 +211,11 @@ cdef extern from "engine.h":
         uint32_t byte_count
     int yk_commit(yk_engine *engine, int64_t time_us, const uint8_t *payload, uint32_t payload_bytes, const uint8_t *digest,
                   const yk_step *steps, uint32_t n) nogil
+    ctypedef struct yk_corrections:
+        int64_t taken_fen, given_fen
+        uint32_t taken, given
+    int yk_price_late(yk_engine *engine, const yk_late_tap *tap, int64_t time_us, const uint8_t *event, uint32_t event_bytes,
+                      const uint8_t *digest, yk_corrections *corrections) nogil
     int yk_replay(yk_engine *engine, const yk_record *records, uint32_t n, const uint8_t *payloads, size_t payload_bytes,
                   uint32_t *at) nogil
     int yk_reindex(yk_engine *engine) nogil
@@ -466,7 +472,8 @@ cdef class Engine:
             raise ValueError("256 numbers of passes are wanted, and one of a rule at least")
         if not self.engine.notes:
             self.engine.notes = <yk_fare_note *>malloc(self.engine.config.ring_records * sizeof(yk_fare_note))
-            if not self.engine.notes:
+            self.engine.rides_before = <yk_rides *>malloc(self.engine.config.ring_records * sizeof(yk_rides))
+            if not self.engine.notes or not self.engine.rides_before:
                 raise MemoryError
             self.engine.notes_first = self.engine.next_sequence
         self.tariff = (blob, numbers, pass_numbers)
@@ -540,6 +547,25 @@ cdef class Engine:
                 for i in range(self.engine.late_count)]
         self.engine.late_count = 0
         return late
+
+    def price_late(self, uint32_t card, uint32_t local_s, uint32_t atc, int64_t time_us, bytes event not None,
+                   bytes digest not None):
+        """Price a card again from a late tap on (as `take_late` names it), by the records at hand, and write an event (its message and SM3)
+        and what differs. How often money was taken, how much, how often it was given back, how much (fen); None, and nothing was
+        written, where the journal must be read for it. Raises EngineFull."""
+        if card >= self.engine.cards.count or not self.engine.has_tariff:
+            raise IndexError(f"there is no card in slot {card}, or no tariff")
+        cdef yk_late_tap tap
+        cdef yk_corrections done
+        tap.card, tap.local_s, tap.atc = card, local_s, atc
+        if len(digest) != 32:
+            raise ValueError(f"digest: 32 bytes are wanted, not {len(digest)}")
+        cdef int error = yk_price_late(&self.engine, &tap, time_us, <const uint8_t *>PyBytes_AS_STRING(event), len(event),
+                                       <const uint8_t *>PyBytes_AS_STRING(digest), &done)
+        if error == YK_NOT_AT_HAND:
+            return None
+        _check(error)
+        return done.taken, done.taken_fen, done.given, done.given_fen
 
     # ---- the deny list ----
 
@@ -1049,7 +1075,7 @@ cdef class Engine:
             "seen": seen,
             "buffers": (self.engine.config.ring_records + self.engine.group_capacity) * RECORD_BYTES
             + self.engine.payload_capacity + self.scratch_bytes
-            + (self.engine.config.ring_records * sizeof(yk_fare_note) if self.engine.notes else 0)
+            + (self.engine.config.ring_records * (sizeof(yk_fare_note) + sizeof(yk_rides)) if self.engine.notes else 0)
             + self.tap_capacity * (sizeof(yk_tap) + sizeof(yk_outcome) + sizeof(yk_fare_note)),
         }
 

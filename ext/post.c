@@ -136,19 +136,32 @@ static uint8_t *put_packed(uint8_t *out, unsigned field, const uint64_t *values,
     return out;
 }
 
-/* PricedTap of journal.proto: what explains the fare, and the tap as it came where a record cannot hold it. Written in place: to copy
- * what was just stored byte by byte would wait for all stores before it, some of which miss the cache. */
-static void add_priced_payload(yk_engine *engine, const yk_fare_note *note, const yk_tap *tap, yk_record *record) {
-    if (!note->count && !note->pass_number && !tap->keep_message) return;
+uint8_t *yk_put_adjustments(uint8_t *out, const yk_fare_note *note) {
     uint64_t rules[YK_ADJUSTMENTS_MAX], amounts[YK_ADJUSTMENTS_MAX];
     for (unsigned i = 0; i < note->count; i++) {
         rules[i] = note->rule[i];
         amounts[i] = (uint64_t)note->amount_fen[i] << 1 ^ (uint64_t)(note->amount_fen[i] >> 63);
     }
+    out = put_packed(out, 1, rules, note->count);
+    return put_packed(out, 2, amounts, note->count);
+}
+
+void yk_explain(const yk_engine *engine, const yk_fare *fare, yk_fare_note *note) {
+    memset(note, 0, sizeof *note);
+    note->count = fare->adjustment_count;
+    for (unsigned i = 0; i < fare->adjustment_count; i++) {
+        note->rule[i] = engine->rule_numbers[fare->adjustments[i].rule];
+        note->amount_fen[i] = fare->adjustments[i].amount_fen;
+    }
+}
+
+/* PricedTap of journal.proto: what explains the fare, and the tap as it came where a record cannot hold it. Written in place: to copy
+ * what was just stored byte by byte would wait for all stores before it, some of which miss the cache. */
+static void add_priced_payload(yk_engine *engine, const yk_fare_note *note, const yk_tap *tap, yk_record *record) {
+    if (!note->count && !note->pass_number && !tap->keep_message) return;
     record->payload_place = engine->payload_bytes + 1;
     uint8_t *start = engine->payload + engine->payload_bytes + 1, *out = start; /* one byte for the length, if that is enough */
-    out = put_packed(out, 1, rules, note->count);
-    out = put_packed(out, 2, amounts, note->count);
+    out = yk_put_adjustments(out, note);
     if (note->pass_number) {
         *out++ = 3 << 3;
         out = yk_put_varint(out, note->pass_number);
@@ -164,7 +177,7 @@ static void add_priced_payload(yk_engine *engine, const yk_fare_note *note, cons
 }
 
 /* The fare into the record and its note, and the ride into the card's memory or, where it came late, among those to do again. */
-static void book_fare(yk_engine *engine, const yk_tap *tap, const yk_card *card, const yk_decision *decision, yk_record *record,
+static void book_fare(yk_engine *engine, const yk_tap *tap, yk_card *card, const yk_decision *decision, yk_record *record,
                       yk_fare_note *note) {
     const yk_fare *fare = &decision->fare;
     const yk_ride *ride = &decision->ride;
@@ -174,17 +187,19 @@ static void book_fare(yk_engine *engine, const yk_tap *tap, const yk_card *card,
     record->fare_rule = engine->rule_numbers[fare->base_rule];
     record->fare_flags = (uint8_t)((ride->stated ? YK_FARE_STATED : 0) | (decision->late ? YK_FARE_PROVISIONAL : 0) |
                                    ride->rider << YK_FARE_RIDER_SHIFT);
-    memset(note, 0, sizeof *note);
-    note->count = fare->adjustment_count;
-    for (unsigned i = 0; i < fare->adjustment_count; i++) {
-        note->rule[i] = engine->rule_numbers[fare->adjustments[i].rule];
-        note->amount_fen[i] = fare->adjustments[i].amount_fen;
-    }
+    yk_explain(engine, fare, note);
     note->pass_number = ride->pass ? card->pass_number : 0;
-    engine->notes[record->sequence & (engine->config.ring_records - 1)] = *note;
+    uint64_t at = record->sequence & (engine->config.ring_records - 1);
+    engine->notes[at] = *note;
     add_priced_payload(engine, note, tap, record);
-    if (decision->late) engine->late[engine->late_count++] = (yk_late_tap){tap->card, ride->local_s, tap->atc};
-    else if (yk_is_ride(tap->kind)) yk_rides_booked(engine, record, ride->local_s);
+    if (decision->late) {
+        engine->late[engine->late_count++] = (yk_late_tap){tap->card, ride->local_s, tap->atc};
+        card->late = 1;
+    } else if (yk_is_ride(tap->kind)) {
+        engine->rides_before[at] = *yk_rides_of(engine, tap->card);
+        if (card->late) engine->rides_before[at].newest_s = UINT32_MAX; /* it lacks a tap: late.c must not begin with it */
+        yk_rides_booked(engine, record, ride->local_s);
+    }
 }
 
 void yk_post(yk_engine *engine, const yk_tap *tap, const yk_decision *decision, int64_t time_us, uint32_t settlement_date,

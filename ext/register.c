@@ -27,6 +27,7 @@ void yk_engine_free(yk_engine *engine) {
     yk_table_free(&engine->terminals);
     yk_table_free(&engine->rides);
     free(engine->notes);
+    free(engine->rides_before);
     free(engine->late);
     free(engine->card_index.entries);
     free(engine->terminal_index.entries);

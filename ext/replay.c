@@ -41,11 +41,13 @@ static int replay_rides(yk_engine *engine, const yk_record *record, const uint8_
     if (!bytes || record->card >= engine->cards.count) return YK_CORRUPT;
     if (yk_rides_reserve(engine, record->card) != 0) return YK_NO_MEMORY;
     memcpy(yk_table_write(&engine->rides, record->card), bytes, sizeof(yk_rides));
+    ((yk_card *)yk_table_write(&engine->cards, record->card))->late = 0;
     return YK_OK;
 }
 
 /* What a tap that was charged adds to it; what came late adds nothing until its card was priced again. */
-static int replay_fare(yk_engine *engine, const yk_record *record) {
+static int replay_fare(yk_engine *engine, const yk_record *record, yk_card *card) {
+    if (record->fare_flags & YK_FARE_PROVISIONAL) card->late = 1;
     if (!yk_is_ride(record->tap_kind) || record->fare_flags & YK_FARE_PROVISIONAL) return YK_OK;
     if (yk_rides_reserve(engine, record->card) != 0) return YK_NO_MEMORY;
     int64_t local_s = yk_local_seconds(record->local_date, record->local_time);
@@ -89,7 +91,7 @@ static int replay_record(yk_engine *engine, yk_record *record, const uint8_t *pa
             yk_entitle(engine, card, &entitlement, record);
         }
         if (is_tap && record->flags & YK_FLAG_PRICED) {
-            int error = replay_fare(engine, record);
+            int error = replay_fare(engine, record, card);
             if (error) return error;
         }
         if (is_tap && record->flags & YK_FLAG_COUNTED) {
