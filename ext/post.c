@@ -187,10 +187,11 @@ static void book_fare(yk_engine *engine, const yk_tap *tap, yk_card *card, const
     record->fare_rule = engine->rule_numbers[fare->base_rule];
     record->fare_flags = (uint8_t)((ride->stated ? YK_FARE_STATED : 0) | (decision->late ? YK_FARE_PROVISIONAL : 0) |
                                    ride->rider << YK_FARE_RIDER_SHIFT);
-    yk_explain(engine, fare, note);
-    note->pass_number = ride->pass ? card->pass_number : 0;
+    /* Written twice rather than copied: to load in other pieces what was just stored would wait for all stores before it. */
     uint64_t at = record->sequence & (engine->config.ring_records - 1);
-    engine->notes[at] = *note;
+    yk_explain(engine, fare, note);
+    yk_explain(engine, fare, &engine->notes[at]);
+    note->pass_number = engine->notes[at].pass_number = ride->pass ? card->pass_number : 0;
     add_priced_payload(engine, note, tap, record);
     if (decision->late) {
         engine->late[engine->late_count++] = (yk_late_tap){tap->card, ride->local_s, tap->atc};
