@@ -35,14 +35,16 @@ int yk_run(yk_engine *engine, const yk_tap *taps, uint32_t n, const yk_priors *p
 
     enum { AHEAD = 8, FAR_AHEAD = 16 };
     for (uint32_t i = 0; i < n; i++) {
-        if (i + FAR_AHEAD < n && taps[i + FAR_AHEAD].card != YK_NONE)
-            __builtin_prefetch(yk_table_read(&engine->cards, taps[i + FAR_AHEAD].card), 1);
+        if (i + FAR_AHEAD < n && taps[i + FAR_AHEAD].card != YK_NONE) {
+            const yk_tap *next = &taps[i + FAR_AHEAD];
+            __builtin_prefetch(yk_table_read(&engine->cards, next->card), 1);
+            if (engine->has_tariff && next->profile == YK_PROFILE_ACCOUNT)
+                __builtin_prefetch(yk_table_read(&engine->rides, next->card), 1);
+        }
         if (i + AHEAD < n && taps[i + AHEAD].card != YK_NONE) {
             const yk_tap *next = &taps[i + AHEAD];
             const yk_card *card = yk_table_read(&engine->cards, next->card);
             __builtin_prefetch(yk_table_read(&engine->accounts, card->account), 1);
-            if (engine->has_tariff && next->profile == YK_PROFILE_ACCOUNT)
-                __builtin_prefetch(yk_table_read(&engine->rides, next->card), 1);
             yk_seen_prefetch(&engine->card_seen, yk_hash(yk_card_seen_key(next->card, next->atc), seed));
             if (next->terminal != YK_NONE)
                 yk_seen_prefetch(&engine->terminal_seen,

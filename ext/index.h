@@ -5,6 +5,8 @@
 #ifndef YK_INDEX_H
 #define YK_INDEX_H
 
+#include "large.h"
+
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,6 +35,7 @@ static inline int yk_slots_init(yk_slots *index, uint64_t capacity) {
     index->mask = capacity - 1;
     index->used = 0;
     index->entries = calloc(capacity, sizeof *index->entries);
+    yk_wish_large_pages(index->entries, capacity * sizeof *index->entries);
     return index->entries ? 0 : -1;
 }
 
@@ -65,6 +68,7 @@ static inline int yk_seen_init(yk_seen *seen, uint64_t capacity) {
     seen->mask = capacity - 1;
     seen->used = 0;
     seen->entries = calloc(capacity, sizeof *seen->entries);
+    yk_wish_large_pages(seen->entries, capacity * sizeof *seen->entries);
     return seen->entries ? 0 : -1;
 }
 

@@ -1,31 +1,35 @@
 #include "table.h"
 
+#include "large.h"
+
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum { FREE = 0, MARKED = 1, COPYING = 2 };
+enum { PAGES_PER_BLOCK = YK_LARGE_BYTES / YK_PAGE_BYTES };
 
 int yk_table_init(yk_table *table, uint32_t slot_bytes, uint32_t slots_max) {
     memset(table, 0, sizeof *table);
     table->slot_bytes = slot_bytes;
-    table->slots_per_page = YK_PAGE_BYTES / slot_bytes;
-    table->pages_max = slots_max / table->slots_per_page + 1;
+    table->page_shift = (uint32_t)__builtin_ctz(YK_PAGE_BYTES / slot_bytes);
+    table->pages_max = (slots_max >> table->page_shift) + 1;
     /* Only pointers are set aside for the largest table, so that they never move under the second thread. */
     table->pages = calloc(table->pages_max, sizeof *table->pages);
+    table->blocks = calloc(table->pages_max / PAGES_PER_BLOCK + 1, sizeof *table->blocks);
     table->changed = calloc(table->pages_max, 1);
     table->frozen = calloc(table->pages_max, sizeof *table->frozen);
     table->copies = calloc(table->pages_max, sizeof *table->copies);
-    return table->pages && table->changed && table->frozen && table->copies ? 0 : -1;
+    return table->pages && table->blocks && table->changed && table->frozen && table->copies ? 0 : -1;
 }
 
 void yk_table_free(yk_table *table) {
-    if (table->pages)
-        for (uint32_t page = 0; page < table->pages_max; page++) {
-            free(table->pages[page]);
-            if (table->copies) free(table->copies[page]);
-        }
+    if (table->copies)
+        for (uint32_t page = 0; page < table->pages_max; page++) free(table->copies[page]);
+    if (table->blocks)
+        for (uint32_t block = 0; block <= table->pages_max / PAGES_PER_BLOCK; block++) free(table->blocks[block]);
     free(table->pages);
+    free(table->blocks);
     free(table->changed);
     free((void *)table->frozen);
     free(table->copies);
@@ -35,29 +39,33 @@ void yk_table_free(yk_table *table) {
 
 static int make_page(yk_table *table, uint32_t page) {
     if (page >= table->pages_max) return -1;
-    if (!table->pages[page]) {
-        /* Aligned, so that a slot never crosses a cache line that it need not cross. */
-        table->pages[page] = aligned_alloc(64, YK_PAGE_BYTES);
-        if (!table->pages[page]) return -1;
-        memset(table->pages[page], 0, YK_PAGE_BYTES);
+    if (table->pages[page]) return 0;
+    uint8_t **block = &table->blocks[page / PAGES_PER_BLOCK];
+    if (!*block) {
+        *block = aligned_alloc(YK_LARGE_BYTES, YK_LARGE_BYTES);
+        if (!*block) return -1;
+        yk_wish_large_pages(*block, YK_LARGE_BYTES);
     }
+    uint8_t *made = *block + (size_t)(page % PAGES_PER_BLOCK) * YK_PAGE_BYTES;
+    memset(made, 0, YK_PAGE_BYTES);
+    table->pages[page] = made;
     return 0;
 }
 
 int yk_table_make(yk_table *table, uint32_t slot) {
-    if (!yk_table_has(table, slot) && make_page(table, slot / table->slots_per_page) != 0) return -1;
+    if (!yk_table_has(table, slot) && make_page(table, slot >> table->page_shift) != 0) return -1;
     if (slot >= table->count) table->count = slot + 1;
     return 0;
 }
 
 int yk_table_reserve(yk_table *table, uint32_t more) {
     for (uint32_t slot = 0; slot < more; slot++)
-        if (make_page(table, (table->count + slot) / table->slots_per_page) != 0) return -1;
+        if (make_page(table, (table->count + slot) >> table->page_shift) != 0) return -1;
     return 0;
 }
 
 void *yk_table_append(yk_table *table) {
-    if (make_page(table, table->count / table->slots_per_page) != 0) return NULL;
+    if (make_page(table, table->count >> table->page_shift) != 0) return NULL;
     return yk_table_write(table, table->count++);
 }
 
@@ -78,7 +86,7 @@ void yk_table_save_page(yk_table *table, uint32_t page) {
 }
 
 int64_t yk_table_freeze(yk_table *table) {
-    uint32_t pages = (table->count + table->slots_per_page - 1) / table->slots_per_page;
+    uint32_t pages = (uint32_t)(((uint64_t)table->count + (1u << table->page_shift) - 1) >> table->page_shift);
     uint32_t *list = realloc(table->frozen_pages, (pages + 1) * sizeof *list);
     if (!list) return -1;
     table->frozen_pages = list;
