@@ -21,7 +21,7 @@ BENCHES: Final[dict[str, tuple[Callable[..., list[BenchResult]], dict[str, Any]]
     "engine": (engine.run, {"cards": 2_000, "taps": 16_384, "naive_taps": 500, "turns": 2}),
     "journal": (journal.run, {"accounts": 2_000, "seconds": 0.2}),
     "unary": (unary.run, {"cards": 1_000, "taps": 2_000, "service_taps": 500, "turns": 1}),
-    "bulk": (bulk.run, {"cards": 1_000, "taps": 4_000, "batch": 1_000, "turns": 2}),
+    "bulk": (bulk.run, {"cards": 1_000, "taps": 4_000, "batch": 1_000, "turns": 2, "priced_taps": 2_000}),
     "latency": (latency.run, {"cards": 1_000, "seconds": 0.3, "turns": 1, "rate_max": 2_000}),
     "restart": (restart.run, {"cards": 1_000, "taps": 20_000, "tail": 5_000, "turns": 1}),
     "day": (day.run, {"cards": 1_000, "taps": 8_000, "operators": 20, "sample": 2_000}),
