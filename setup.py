@@ -77,7 +77,7 @@ def extension(name: str, sources: list[str]) -> Extension:
         [f"{name}.pyx", *sources],
         include_dirs=[folder, numpy.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
-        extra_compile_args=["-std=gnu11", "-Wall", "-Wextra", "-Wno-unused-parameter", *FLAGS],
+        extra_compile_args=["-std=gnu11", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fvisibility=hidden", *FLAGS],
         extra_link_args=[flag for flag in FLAGS if flag.startswith("-fsanitize")],
         depends=[str(path) for path in Path(folder).glob("*.h")],
     )

@@ -34,6 +34,7 @@ int yk_run(yk_engine *engine, const yk_tap *taps, uint32_t n, const yk_priors *p
         return YK_NO_MEMORY;
 
     enum { AHEAD = 8, FAR_AHEAD = 16 };
+    engine->batch_first = engine->next_sequence;
     for (uint32_t i = 0; i < n; i++) {
         if (i + FAR_AHEAD < n && taps[i + FAR_AHEAD].card != YK_NONE) {
             const yk_tap *next = &taps[i + FAR_AHEAD];
@@ -57,8 +58,9 @@ int yk_run(yk_engine *engine, const yk_tap *taps, uint32_t n, const yk_priors *p
         }
         yk_decision decision;
         error = yk_decide(engine, &taps[i], priors, &decision);
-        if (error) return error;
+        if (error) break;
         yk_post(engine, &taps[i], &decision, time_us, settlement_date, &outcomes[i], &notes[i]);
     }
-    return YK_OK;
+    yk_end_batch(engine);
+    return error;
 }

@@ -5,9 +5,10 @@
 
 /* The record with this sequence: among the newest, or among those that were fetched from the journal beforehand. */
 static int find_prior(const yk_engine *engine, uint64_t sequence, const yk_priors *priors, yk_decision *decision) {
-    if (yk_is_at_hand(engine, sequence, 0)) {
+    int of_batch = sequence >= engine->batch_first && yk_in_ring(engine, sequence, 0);
+    if (of_batch || yk_is_at_hand(engine, sequence, 0)) {
         uint64_t at = sequence & (engine->config.ring_records - 1);
-        decision->prior = &engine->ring[at];
+        decision->prior = of_batch ? &engine->group[engine->group_count - (engine->next_sequence - sequence)] : &engine->ring[at];
         decision->prior_note = engine->notes ? &engine->notes[at] : NULL;
         return YK_OK;
     }

@@ -116,6 +116,7 @@ typedef struct {
     yk_seen card_seen_frozen, terminal_seen_frozen; /* between a freeze and the checkpoint's end */
     yk_record *ring;
     uint64_t ring_first;     /* the ring holds nothing from before this sequence */
+    uint64_t batch_first;    /* while a batch runs: its records, from this sequence on, are in the group only */
     uint64_t next_sequence;
     yk_denial *denials;      /* ring of the newest changes of the deny list */
     uint64_t denial_count;   /* ever put into it */
@@ -303,6 +304,8 @@ int yk_reserve(yk_engine *engine, uint32_t records, uint64_t payload_bytes);
 yk_record *yk_begin_record(yk_engine *engine, uint8_t kind, uint8_t result, int64_t time_us);
 void yk_add_payload(yk_engine *engine, yk_record *record, const uint8_t *bytes, uint32_t n);
 void yk_end_record(yk_engine *engine, const yk_record *record);
+/* A batch's records into the ring, all at once: one by one, each copy would wait for the stores that the record was made by. */
+void yk_end_batch(yk_engine *engine);
 /* deny.c: set why a card is on the deny list, in its slot and in its record, and remember the change. */
 void yk_deny(yk_engine *engine, yk_card *card, uint8_t reasons, yk_record *record);
 /* After pages were restored: count the cards on the list. */

@@ -46,6 +46,18 @@ void yk_end_record(yk_engine *engine, const yk_record *record) {
     engine->ring[record->sequence & (engine->config.ring_records - 1)] = *record;
 }
 
+void yk_end_batch(yk_engine *engine) {
+    uint64_t ring_records = engine->config.ring_records, written = engine->next_sequence - engine->batch_first;
+    if (written > ring_records) written = ring_records;
+    for (uint64_t first = engine->next_sequence - written; first < engine->next_sequence;) {
+        uint64_t at = first & (ring_records - 1), n = engine->next_sequence - first;
+        if (n > ring_records - at) n = ring_records - at;
+        memcpy(&engine->ring[at], &engine->group[engine->group_count - (engine->next_sequence - first)], n * sizeof *engine->ring);
+        first += n;
+    }
+    engine->batch_first = UINT64_MAX;
+}
+
 void yk_move(yk_engine *engine, uint32_t debit, uint32_t credit, int64_t amount_fen, yk_record *record) {
     yk_account *from = yk_table_write(&engine->accounts, debit);
     int64_t before = from->balance_fen;
@@ -247,7 +259,6 @@ void yk_post(yk_engine *engine, const yk_tap *tap, const yk_decision *decision, 
         (tap->card == YK_NONE || tap->terminal == YK_NONE || other_issuer || tap->keep_message))
         yk_add_payload(engine, record, tap->message, tap->message_bytes);
     if (decision->prior) record->conflicting_sequence = decision->prior->sequence;
-    yk_end_record(engine, record);
 
     outcome->charged_fen = record->amount_fen;
     outcome->balance_after_fen = record->debit_after_fen;

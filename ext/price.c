@@ -76,6 +76,11 @@ static uint32_t month_of(uint32_t day) {
 
 static uint32_t period_of(uint32_t slot, uint32_t day) { return slot < 3 ? day : slot < 5 ? week_of(day) : month_of(day); }
 
+/* Most often both are one day. */
+static int in_one_period(uint32_t slot, uint32_t day, uint32_t other) {
+    return day == other || period_of(slot, day) == period_of(slot, other);
+}
+
 static uint32_t day_kind(const yk_tariff *tariff, const yk_tariff_version *version, uint32_t day) {
     const yk_special_day *days = tariff->days + version->days_first;
     uint32_t low = 0, high = version->days_count;
@@ -211,8 +216,9 @@ static const yk_concession *concession_of(const yk_tariff *tariff, const yk_tari
     if (rider == 0 || rider >= YK_RIDERS_MAX || (ride->rider_until && day > ride->rider_until)) rider = YK_RIDER_ORDINARY;
     const yk_concession *concession = &tariff->concessions[version->concessions_first + rider * YK_NETWORKS_MAX + network];
     if (!concession->rule) return NULL;
+    if (!concession->month_rides_max) return concession;
     uint32_t used = month_of(day) == month_of(rides->day) ? rides->month_rides : 0;
-    return concession->month_rides_max && used >= concession->month_rides_max ? NULL : concession;
+    return used >= concession->month_rides_max ? NULL : concession;
 }
 
 static const yk_pass *pass_of(const yk_tariff *tariff, const yk_tariff_version *version, const yk_ride *ride, uint32_t network) {
@@ -321,7 +327,7 @@ static void apply_caps(const yk_tariff *tariff, const yk_tariff_version *version
         const yk_cap *cap = &tariff->caps[version->caps_first + i];
         if (!(cap->networks >> network & 1)) continue;
         fare->marks |= (uint16_t)(1u << cap->slot);
-        int64_t spent_fen = period_of(cap->slot, day) == period_of(cap->slot, rides->day) ? rides->spent_fen[cap->slot] : 0;
+        int64_t spent_fen = in_one_period(cap->slot, day, rides->day) ? rides->spent_fen[cap->slot] : 0;
         int64_t left_fen = spent_fen < cap->amount_fen ? cap->amount_fen - spent_fen : 0;
         if (left_fen < least_fen) {
             least_fen = left_fen;
@@ -391,12 +397,12 @@ static void count(yk_rides *rides, const yk_ride_done *done) {
     uint32_t day = done->local_s / DAY_S;
     if (day > rides->day) {
         for (uint32_t slot = 0; slot < YK_CAP_SLOTS; slot++)
-            if (period_of(slot, day) != period_of(slot, rides->day)) rides->spent_fen[slot] = 0;
+            if (!in_one_period(slot, day, rides->day)) rides->spent_fen[slot] = 0;
         if (month_of(day) != month_of(rides->day)) rides->month_rides = 0;
         rides->day = (uint16_t)day;
     }
     for (uint32_t slot = 0; slot < YK_CAP_SLOTS; slot++)
-        if (done->marks >> slot & 1 && period_of(slot, day) == period_of(slot, rides->day))
+        if (done->marks >> slot & 1 && in_one_period(slot, day, rides->day))
             rides->spent_fen[slot] = plus(rides->spent_fen[slot], done->charged_fen);
     if (done->marks & YK_MARK_CONCESSION && month_of(day) == month_of(rides->day) && rides->month_rides < UINT16_MAX)
         rides->month_rides++;

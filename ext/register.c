@@ -9,6 +9,7 @@ int yk_engine_init(yk_engine *engine, const yk_engine_config *config) {
     memset(engine, 0, sizeof *engine);
     engine->config = *config;
     engine->next_sequence = engine->ring_first = 1;
+    engine->batch_first = UINT64_MAX;
     engine->ring = calloc(config->ring_records, sizeof *engine->ring);
     engine->denials = calloc(YK_DENIALS, sizeof *engine->denials);
     if (!engine->ring || !engine->denials || yk_table_init(&engine->cards, sizeof(yk_card), config->cards_max) != 0 ||
