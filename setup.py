@@ -128,6 +128,7 @@ setup(
         [
             extension("ext/sm3", SM3),
             extension("ext/sm4", SM4),
+            extension("ext/key_holder", ["ext/sm4_gcm.c", *SM4, *SM3]),
             extension("ext/engine", ENGINE + SM4),
             extension("ext/fares", ["ext/price.c"]),
             extension("bench/openssl_mac", ["bench/openssl_evp.c"]),

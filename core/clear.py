@@ -53,6 +53,7 @@ _BY_RESULT: Final = {
     Result.DEBT_BOOKED: ClearingOutcome.DEBT,
     Result.TEST: ClearingOutcome.TEST,
     Result.UNKNOWN_KEY: ClearingOutcome.FORMAT,
+    Result.KEY_RETIRED: ClearingOutcome.FORMAT,
     Result.ALGORITHM_UNSUPPORTED: ClearingOutcome.FORMAT,
     Result.CONFLICT: ClearingOutcome.SEQUENCE_REUSED,
     Result.UNKNOWN_TERMINAL: ClearingOutcome.TERMINAL_UNKNOWN,

@@ -23,7 +23,13 @@ class Settings:
     """All settings of `yikatong serve`. A port of 0 means any free one."""
 
     data: str = _setting("", "data directory; made if it is not there")
-    keys: str = _setting("", "TOML file with the key sets; only its owner may be able to read it")
+    keys: str = _setting(
+        "", "key store, key file of a device, or a plain file of test keys; only its owner may be able to read it"
+    )
+    key_passphrase_file: str = _setting("", "file with the store's passphrase, or env:NAME; empty: asked for at the terminal")
+    sdf_library: str = _setting("", "a key device's library (GM/T 0018); `keys` is the device's key file then")
+    sdf_pin_file: str = _setting("", "file with the PIN of the device's private keys, or env:NAME; empty: none is wanted")
+    sdf_sessions: int = _setting(4, "sessions with the device at once", 1, limits.SDF_SESSIONS_MAX)
     purse_rules: str = _setting("", "TOML file with purses and limits; empty: those that come with the package")
     agreements: str = _setting("", "TOML file of agreements with operators and acquirers; without it nothing is cleared")
     seal_key: str = _setting("", "PEM file of the SM2 key that seals windows; only its owner may be able to read it")
@@ -151,7 +157,11 @@ def read_settings(file: Path | None, environment: Mapping[str, str] = os.environ
                 raise ConfigError(f"{file}: {name}", "there is no such setting")
             values[name] = _convert(name, kinds[name], value, f"{file}: {name}")
             if name in ("data", "keys") or (
-                name.startswith(("tls_", "tariffs", "purse_rules", "agreements", "seal_key")) and values[name]
+                name.startswith(
+                    ("tls_", "tariffs", "purse_rules", "agreements", "seal_key", "key_passphrase_file", "sdf_pin_file")
+                )
+                and values[name]
+                and not str(values[name]).startswith("env:")
             ):
                 values[name] = str(file.parent / values[name])
     for name, kind in kinds.items():

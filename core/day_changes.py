@@ -87,14 +87,14 @@ def post_clearing(
             change.move(change.open_account(movement.debit), credit, movement.amount_fen, movement.kind)
             continue
         card = memory.engine.card(movement.card)
-        change.move(card["account"], credit, movement.amount_fen, movement.kind, movement.card)
+        change.move(card["chip_account"] or card["account"], credit, movement.amount_fen, movement.kind, movement.card)
         atc = int(tally.proved["atc"][tally.proved["sequence"] == movement.sequence][0])
         key = window_key(window.date) + movement.card.to_bytes(4, "big") + atc.to_bytes(2, "big")
         change.put(DocumentKind.GREY, key, movement.sequence.to_bytes(8, "big"))
         owing[movement.card] = owing.get(movement.card, 0) + movement.amount_fen
     for slot, amount_fen in owing.items():
         card = memory.engine.card(slot)
-        if memory.engine.balance_fen(card["account"]) < amount_fen:
+        if memory.engine.balance_fen(card["chip_account"] or card["account"]) < amount_fen:
             change.deny(slot, card["deny_reasons"] | Deny.DEBT)
     described = document.window
     described.state = wire(state)

@@ -148,6 +148,21 @@ RATE_GENERAL_PER_S: Final = (
 )
 RATE_PERSONAL_PER_S: Final = 200.0  # methods that show who somebody is: a hall of clerks, not a harvest of the register
 RATE_PROOF_PER_S: Final = 1_000.0  # methods that take a secret: the e-card's app asks for a whole city's phones
+# ---- keys ----
+KEY_STORE_BYTES_MAX: Final = 8 << 20  # with KEYS_MAX keys it is some 3 MiB
+KEYS_MAX: Final = 4_096  # of all issuers and generations; each takes a page of locked memory
+KEY_OPERATORS_MAX: Final = 8  # people of whom any two can hold a ceremony: a key is wrapped for each pair
+PASSPHRASE_BYTES_MIN: Final = 12
+PASSPHRASE_BYTES_MAX: Final = 1_024
+SCRYPT_N: Final = 1 << 15  # with r = 8: 32 MiB and some 80 ms a guess
+SCRYPT_N_MIN: Final = 1 << 14
+SCRYPT_N_MAX: Final = 1 << 18  # 256 MiB: more would let a file stop the machine
+SCRYPT_P_MAX: Final = 4
+CEREMONIES_MAX: Final = 100_000  # lines of a log: a change a day for centuries
+KEY_GRACE_S_MAX: Final = 366 * 86_400  # how long what was made with a retired key is still taken
+SDF_SESSIONS_MAX: Final = 64  # of a key device: vendors' cards have some dozen
+SDF_WAIT_S: Final = 5.0  # for a session of the device, while all are in use
+KEY_STORE_LOOK_S: Final = 2.0  # between two looks whether the store was changed
 
 # ---- files ----
 JOURNAL_MAP_BYTES: Final = 1 << 42  # address space, not disk: 4 TiB, some thirty thousand million records

@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -14,6 +14,7 @@ from yikatong.core.errors import Damaged, DataError, NewerFormat
 from yikatong.core.failpoints import failpoint
 from yikatong.core.journal import GENESIS, Entry, Journal, sm3
 from yikatong.core.keys.key_sets import KeySet
+from yikatong.core.keys.provider import KeyProvider, TapKey
 from yikatong.core.person_keys import PersonKeys
 from yikatong.core.rules.compile import Compiled
 from yikatong.core.seen import CARDS, TERMINALS, Segments, add_segment
@@ -27,6 +28,7 @@ FORMAT: Final = 3  # 2 had no memory of rides, and is read as it is; 1 is made a
 FORMAT_READ_MIN: Final = 2
 REGISTRATIONS: Final = (types.RecordKind.CARD, types.RecordKind.TERMINAL, types.RecordKind.OPERATOR)
 OPERATOR_PREFIX: Final = "operator:"
+US: Final = 1_000_000
 Progress = Callable[[int, int], None]
 
 
@@ -70,7 +72,15 @@ class Memory:
 
     Only the writer's thread may use it, but for `write_checkpoint`."""
 
-    def __init__(self, directory: DataDirectory, journal: Journal, key_sets: list[KeySet], settings: EngineSettings) -> None:
+    def __init__(
+        self,
+        directory: DataDirectory,
+        journal: Journal,
+        keys: Sequence[KeySet | TapKey],
+        settings: EngineSettings,
+        provider: KeyProvider | None = None,
+    ) -> None:
+        """`provider` is asked about taps under keys that are not to be kept here."""
         self.directory = directory
         self.journal = journal
         self.engine = Engine(
@@ -84,8 +94,8 @@ class Memory:
             taps_expected=settings.taps_expected,
             accounts_max=settings.cards_max + settings.terminals_max + limits.ACCOUNTS_BESIDE_MAX,
         )
-        for key_set in key_sets:
-            self.engine.add_key(key_set.issuer_id, key_set.key_version, key_set.key_index, key_set.parent())
+        self.provider = provider
+        self.set_keys(keys)
         self.operators: list[str] = []  # in order of opening
         self.operator_accounts: dict[str, int] = {}
         self.account_operators: dict[int, str] = {}
@@ -100,6 +110,13 @@ class Memory:
         self._operators_saved = 0
         self._state: Reader | None = None
         self.segments: Segments | None = None
+
+    def set_keys(self, keys: Sequence[KeySet | TapKey]) -> None:
+        """The TAC masters that taps are proved by from now on."""
+        tap_keys = [key if isinstance(key, TapKey) else key.tap_key() for key in keys]
+        tap_keys.sort(key=lambda key: key.refused)  # the engine walks: dead ones come last
+        self.engine.set_keys([(*key[:3], key.parent, key.from_s * US, key.refused_from_s * US, key.refused) for key in tap_keys])
+        self.tap_levels = {key[:3]: key.levels for key in tap_keys}
 
     # ---- operators and request ids ----
 

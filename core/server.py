@@ -7,6 +7,7 @@ import resource
 import secrets
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -21,9 +22,8 @@ from grpc_reflection.v1alpha._async import ReflectionServicer
 from yikatong.core import authorizations, limits, tap_port
 from yikatong.core.config import Settings
 from yikatong.core.day import DayRules
-from yikatong.core.errors import ConfigError, Overloaded, Unavailable
-from yikatong.core.keys import key_sets
-from yikatong.core.keys.provider import KeyProvider
+from yikatong.core.errors import ConfigError, Overloaded, Unavailable, YikatongError
+from yikatong.core.keys.source import KeySource
 from yikatong.core.memory import EngineSettings, Progress
 from yikatong.core.metrics import Metrics
 from yikatong.core.rate_limits import Rates
@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 GIL_SWITCH_S: Final = 0.0005  # how long the loop waits for another thread's Python code before it may go on; 5 ms is the default
 SWEEP_S: Final = 1.0
+US: Final = 1_000_000
 LAME_DUCK_S: Final = 0.5  # between NOT_SERVING and refusing new calls, so that balancers can turn away first
 OPTIONS: Final = [
     ("grpc.max_receive_message_length", limits.REQUEST_BYTES_MAX),
@@ -91,13 +92,15 @@ class Server:
         core: Core,
         metrics: MetricsObserver,
         rules: PurseRules,
-        provider: KeyProvider,
+        keys: KeySource,
         tls: Tls | None,
     ) -> None:
         self.settings = settings
         self._purse_rules = rules
-        self._provider = provider
+        self._keys = keys
         self.tls = tls
+        self._watching: list[asyncio.Task[None]] = []
+        self._keys_signalled = asyncio.Event()
         self.core = core
         self.metrics = metrics
         self._directory = directory
@@ -106,7 +109,6 @@ class Server:
         self._metrics_server: Any = None
         self._taps: TapPort | None = None
         self._sweeping: asyncio.Task[None] | None = None
-        self._watching: asyncio.Task[None] | None = None
         self._draining = False
         self.service_port = 0
         self.metrics_port = 0
@@ -122,26 +124,29 @@ class Server:
             if not getattr(settings, name):
                 raise ConfigError(name, "is not set")
         tls = None if settings.insecure else Tls(settings)
-        masters = key_sets.load(Path(settings.keys))
-        provider = key_sets.load_provider(Path(settings.keys))
+        keys = await asyncio.to_thread(KeySource, settings)
+        masters = keys.provider.tap_keys()
         rules = purse_rules.read(Path(settings.purse_rules)) if settings.purse_rules else purse_rules.read()
         day_rules = DayRules.read(Path(settings.data), settings.agreements, settings.seal_key)
         of_core = core_settings(settings)
         loop = asyncio.get_running_loop()
         directory = DataDirectory(Path(settings.data))
-        metrics = MetricsObserver(key_versions={key_set.key_version for key_set in masters})
+        metrics = MetricsObserver(key_versions={key.key_version for key in masters if not key.refused})
         core: Core | None = None
         try:
             core = await asyncio.to_thread(
-                lambda: Core(directory, masters, of_core, deliver_to(loop), metrics, progress=progress)
+                lambda: Core(directory, masters, of_core, deliver_to(loop), metrics, progress=progress, provider=keys.provider)
             )
-            server = cls(settings, directory, core, metrics, rules, provider, tls)
+            journal = core  # whose time keys begin and end by
+            keys.set_clock(lambda: max(time.time(), journal.last_time_us / US))
+            server = cls(settings, directory, core, metrics, rules, keys, tls)
             await server._listen(day_rules)
             return server
         except BaseException:
             if core is not None:
                 await asyncio.to_thread(core.close)
             directory.close()
+            keys.close()
             raise
 
     async def _listen(self, day_rules: DayRules) -> None:
@@ -152,7 +157,7 @@ class Server:
             self.metrics,
             self._purse_rules,
             day_rules,
-            self._provider,
+            self._keys.provider,
             tls=tls,
             settlement_bank=settings.settlement_bank,
             e_card_devices_max=settings.e_card_devices_max,
@@ -183,8 +188,9 @@ class Server:
         self.metrics.on_phase_change = follow
         await self._set_health(serving=self.core.phase is Phase.SERVING)
         self._sweeping = asyncio.create_task(self._sweep())
+        self._watching.append(asyncio.create_task(self._watch_keys()))
         if tls is not None:
-            self._watching = asyncio.create_task(self._watch_tls(tls))
+            self._watching.append(asyncio.create_task(self._watch_tls(tls)))
 
     @staticmethod
     async def _watch_tls(tls: Tls) -> None:
@@ -204,6 +210,22 @@ class Server:
             with contextlib.suppress(Overloaded, Unavailable):  # it is due again in a second
                 self.core.submit(Work(command=authorizations.expire_due, tag=swept))
                 await swept
+
+    async def _watch_keys(self) -> None:
+        """Take up keys that a ceremony changed: on SIGHUP, or when the file is another one; unless it cannot be read."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._keys_signalled.wait(), limits.KEY_STORE_LOOK_S)
+            if not self._keys_signalled.is_set() and not self._keys.changed():
+                continue
+            self._keys_signalled.clear()
+            try:
+                await asyncio.to_thread(self._keys.reload)
+                self.core.set_keys(self._keys.provider.tap_keys())
+                log.info("the keys were read again")
+            except YikatongError as error:
+                log.error("the keys could not be read again, those from before stay: %s", error)
+                await asyncio.sleep(limits.KEY_STORE_LOOK_S)
 
     def _add_reflection(self, names: list[str]) -> None:
         """Reflection, v1alpha by grpcio-reflection and v1 by the same servicer: the two protocols differ in name only."""
@@ -255,10 +277,9 @@ class Server:
         if self._draining:
             return
         self._draining = True
-        if self._sweeping is not None:
-            self._sweeping.cancel()
-        if self._watching is not None:
-            self._watching.cancel()
+        for task in (self._sweeping, *self._watching):
+            if task is not None:
+                task.cancel()
         await self._set_health(serving=False)
         await asyncio.sleep(min(LAME_DUCK_S, self.settings.drain_s))
         stops = [self._grpc.stop(self.settings.drain_s)]
@@ -268,6 +289,13 @@ class Server:
         await asyncio.to_thread(self.core.close)
         self._metrics_server.close()
         self._directory.close()
+        self._keys.close()
+
+    def _look_again(self) -> None:
+        """SIGHUP: certificates and keys may be new."""
+        self._keys_signalled.set()
+        if self.tls is not None:
+            self.tls.reload()
 
     async def run_until_signal(self) -> None:
         """Serve until SIGTERM or SIGINT, then stop."""
@@ -275,7 +303,7 @@ class Server:
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, stopping.set)
-        loop.add_signal_handler(signal.SIGHUP, self.tls.reload if self.tls is not None else lambda: None)
+        loop.add_signal_handler(signal.SIGHUP, self._look_again)
         await stopping.wait()
         log.info("draining")
         await self.stop()

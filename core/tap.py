@@ -1,12 +1,14 @@
 """The flow of a tap, to be read first:
 
     bytes → decode → lookup → verify → decide, post → (journal) → respond
+                                 └ (key device), where policy keeps the key there
 
 Each stage takes the whole batch and stands in ext/ under its own name: decode.c, lookup.c, verify.c, decide.c, post.c, respond.c.
 Decide and post alternate tap by tap, since a tap stands on the balance that the one before it left. The journal (journal.py)
 comes between post and respond in time: the writer lets no answer out before its group commit has returned."""
 
 from dataclasses import dataclass
+from hmac import compare_digest
 from typing import Final
 
 import numpy as np
@@ -15,6 +17,7 @@ import numpy.typing as npt
 from yikatong.core import limits
 from yikatong.core.callers import OPERATORS
 from yikatong.core.errors import DeadlineOver, Forbidden, InvalidRequest, YikatongError
+from yikatong.core.keys.provider import KeyReference, KeyUnknown, Purpose
 from yikatong.core.late import Corrections, note_late, price_again
 from yikatong.core.memory import OPERATOR_PREFIX, Memory
 from yikatong.core.seen import CARDS, TERMINALS
@@ -56,7 +59,8 @@ def run_taps(
     """Take AuthorizeTapRequest (stored: False) and SubmitTapsRequest (True) messages through the flow, up to the journal.
 
     `time_us` is the journal time: microseconds since 1970, UTC. `bounds` say whose taps each caller may bring
-    (core/access.py); without them everybody may bring all. Raises EngineFault when memory must be rebuilt."""
+    (core/access.py); without them everybody may bring all. Raises DeviceFailed where a key device must be asked and does not
+    answer, and then nothing was done; EngineFault when memory must be rebuilt."""
     engine = memory.engine
     accounts = None if bounds is None else _accounts_of_operators(memory)
     counts = engine.decode(
@@ -64,7 +68,8 @@ def run_taps(
     )
     engine.lookup()
     priors, notes = _find_priors(memory)
-    engine.verify()
+    if engine.verify(time_us):
+        _ask_provider(memory)
     outcomes = engine.run(time_us, priors, notes)
     responses = engine.respond()
     corrections = _price_late(memory, time_us)
@@ -82,10 +87,28 @@ def run_calls(
     engine.decode_calls(batch, time_us // 1_000_000, rules.clock_ahead_s_max, limits.REQUEST_ITEMS_MAX, now_us, accounts)
     engine.lookup()
     priors, notes = _find_priors(memory)
-    engine.verify()
+    if engine.verify(time_us):
+        _ask_provider(memory)
     outcomes = engine.run(time_us, priors, notes)
     engine.respond_calls()
     return outcomes, _price_late(memory, time_us)
+
+
+def _ask_provider(memory: Memory) -> None:
+    """Prove the taps whose keys are elsewhere: a batch for each key."""
+    provider = memory.provider
+    for key, taps in memory.engine.asked().items():
+        issuer_id, key_version, key_index = key
+        levels = memory.tap_levels[key]
+        items = [((issuer_id, serial) if levels == 2 else (serial,), session, message) for _, serial, session, message, _ in taps]
+        try:
+            macs = (
+                [] if provider is None else provider.mac_many(KeyReference(Purpose.TAC, key_version, key_index, issuer_id), items)
+            )
+        except KeyUnknown:  # it went in this very moment: these taps are not proved
+            continue
+        right = [tap[0] for tap, mac in zip(taps, macs, strict=provider is not None) if compare_digest(mac[:4], tap[4])]
+        memory.engine.prove(right)
 
 
 def decode_error(code: int) -> YikatongError:

@@ -114,6 +114,13 @@ class Result(IntEnum):
     APPROVAL_REJECTED = 182
     APPROVAL_ALTERED = 183
     LOCKED_OUT = 184
+    KEY_RETIRED = 140
+    LOAD_UNKNOWN = 141
+    LOAD_COUNTER_PAST = 142
+    LOAD_UNRESOLVED = 143
+    LOAD_RETURNED = 144
+    CHIP_FULL = 145
+    CHIP_BALANCE = 146
 
 
 def wire(code: int) -> Any:
@@ -241,6 +248,9 @@ class PostingKind(IntEnum):
     PAYMENT = 42
     PAYMENT_RETURN = 43
     REPLACEMENT = 50  # from a card to the one that replaced it
+    LOAD = 55  # from a card's account onto its chip
+    LOAD_RETURN = 56  # back: the chip's next contact showed that the load did not reach it
+    CHIP_OPENING = 57  # what was on the chip before its money had an account of its own
 
 
 class DocumentKind(IntEnum):
@@ -285,6 +295,8 @@ class DocumentKind(IntEnum):
     DEVICE = 67  # device id → DeviceDocument
     CODE = 68  # core/codes.py: online codes that were given out, and when each is forgotten
     CODE_USE = 69  # likewise, what codes were used for
+    CHIP = 60  # card slot, 4 bytes → Chip: core/loads.py
+    LOAD = 61  # card slot, 4 bytes; online counter, 2 bytes → Load
     ACCESS = 75  # person id (16 bytes), place of the event (8; core/audit.py) → Access
     ACCESS_BY_CALLER = 76  # identity, 0 byte, place of the event (8), person id (16) → nothing
     LOCKOUT = 77  # name of a subject → Lockout
@@ -301,6 +313,9 @@ NONE: Final = 0xFFFFFFFF
 
 PURSE_PREFIX: Final = "purse:"
 """Named accounts of cards' restricted purses are "purse:<card number>:<purse>"."""
+
+CHIP_PREFIX: Final = "chip:"
+"""The named account of the money on a card's chip is "chip:<card number>"; it is opened with the chip's first load."""
 
 ACCOUNT_FUNDING: Final = 0
 """The account that top-ups come from."""

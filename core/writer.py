@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
@@ -38,7 +38,7 @@ from yikatong.core.errors import (
 from yikatong.core.in_flight import InFlight
 from yikatong.core.journal import Group, Journal, join
 from yikatong.core.keys.key_sets import KeySet
-from yikatong.core.keys.provider import KeyUnknown, SealedDataWrong
+from yikatong.core.keys.provider import DeviceFailed, KeyProvider, KeyUnknown, SealedDataWrong, TapKey
 from yikatong.core.late import Corrections, price_again
 from yikatong.core.memory import EngineSettings, Memory, Photograph, Progress
 from yikatong.core.store import DataDirectory
@@ -130,15 +130,17 @@ class Core:
     def __init__(
         self,
         directory: DataDirectory,
-        key_sets: list[KeySet],
+        keys: Sequence[KeySet | TapKey],
         settings: CoreSettings,
         deliver: Callable[[list[Work]], None],
         observer: Observer | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
         progress: Progress = lambda done, total: None,
+        provider: KeyProvider | None = None,
     ) -> None:
         self._directory = directory
-        self._key_sets = key_sets
+        self._keys = keys
+        self._provider = provider
         self._settings = settings
         self._deliver = deliver
         self._observer = observer or Observer()
@@ -165,7 +167,7 @@ class Core:
 
     def _open(self, progress: Progress = lambda done, total: None) -> tuple[Journal, Memory]:
         journal = Journal(self._directory.journal)
-        memory = Memory(self._directory, journal, self._key_sets, self._settings.engine)
+        memory = Memory(self._directory, journal, self._keys, self._settings.engine, self._provider)
         memory.restore(progress)
         memory.tariffs.adopt(memory, max(self._clock_ns() // 1000, journal.last_time_us))
         return journal, memory
@@ -186,6 +188,16 @@ class Core:
     def deny_list(self) -> tuple[int, int]:
         """How many cards are on the deny list, and its version."""
         return self._memory.engine.denied_cards, self._memory.engine.deny_version
+
+    @property
+    def last_time_us(self) -> int:
+        """The newest group's journal time, microseconds since 1970, UTC."""
+        return self._last_time_us
+
+    def set_keys(self, keys: Sequence[KeySet | TapKey]) -> None:
+        """Prove taps by these masters from the next group on, and after a rebuild. Raises Overloaded or Unavailable."""
+        self._keys = keys
+        self.submit(Work(command=lambda memory, _: memory.set_keys(keys), tag=lambda work: None))
 
     def submit(self, work: Work) -> None:
         """Queue work; `deliver` will get it. Raises Overloaded or Unavailable at once instead."""
@@ -303,20 +315,31 @@ class Core:
                 break
             batch.append(calls)
             taken.append(waiting.popleft())
-        outcomes, corrections = run_calls(self._memory, batch, time_us, self._settings.taps, now)
+        try:
+            outcomes, corrections = run_calls(self._memory, batch, time_us, self._settings.taps, now)
+        except DeviceFailed as error:
+            for work in taken:
+                if work.calls in batch:
+                    work.error = error
+            return
         self._observer.on_taps(outcomes)
         self._observer.on_corrections(corrections)
 
     def _taps(self, batch: list[Work], waiting: deque[Work], taken: list[Work], time_us: int) -> None:
         bounds = [work.bound for work in batch]
-        result = run_taps(
-            self._memory,
-            [work.request for work in batch],
-            [work.stored for work in batch],
-            time_us,
-            self._settings.taps,
-            bounds if any(bounds) else None,
-        )
+        try:
+            result = run_taps(
+                self._memory,
+                [work.request for work in batch],
+                [work.stored for work in batch],
+                time_us,
+                self._settings.taps,
+                bounds if any(bounds) else None,
+            )
+        except DeviceFailed as error:
+            for work in batch:
+                work.error = error
+            return
         self._observer.on_taps(result.outcomes)
         self._observer.on_corrections(result.corrections)
         left: list[Work] = []
@@ -342,7 +365,7 @@ class Core:
         assert work.command is not None
         try:
             work.response = work.command(self._memory, time_us)
-        except (InvalidRequest, NotFound, ConfigError, KeyUnknown, SealedDataWrong) as error:
+        except (InvalidRequest, NotFound, ConfigError, KeyUnknown, SealedDataWrong, Unavailable) as error:
             work.error = error
         except EngineFull as error:
             work.error = Full(str(error))

@@ -111,6 +111,7 @@ static void write_step(yk_engine *engine, const yk_step *step, int64_t time_us, 
     uint8_t reasons = card ? card->deny_reasons : 0;
     if (step->kind == YK_RECORD_ACCOUNT) {
         record->credit_account = engine->accounts.count;
+        if (card) card->chip_account = record->credit_account;
         yk_table_append(&engine->accounts);
         yk_add_payload(engine, record, step->bytes, step->byte_count);
     } else if (step->kind == YK_RECORD_POSTING) {

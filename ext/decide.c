@@ -119,7 +119,8 @@ int yk_decide(const yk_engine *engine, const yk_tap *tap, const yk_priors *prior
     else if (!terminal) decision->result = YK_UNKNOWN_TERMINAL;
     else if (tap->algorithm_id != YK_ALGORITHM_SM4) decision->result = YK_ALGORITHM_UNSUPPORTED;
     else if (memcmp(card->issuer_id, tap->issuer_id, sizeof tap->issuer_id) != 0) decision->result = YK_ISSUER_MISMATCH;
-    else if (!tap->key_known) decision->result = YK_UNKNOWN_KEY;
+    else if (tap->key_known == YK_KEY_UNKNOWN) decision->result = YK_UNKNOWN_KEY;
+    else if (tap->key_known == YK_KEY_REFUSED) decision->result = YK_KEY_RETIRED;
     /* 4. The MAC. */
     else if (!tap->proved) decision->result = unproved(tap);
     if (decision->result) return YK_OK;
@@ -137,7 +138,7 @@ int yk_decide(const yk_engine *engine, const yk_tap *tap, const yk_priors *prior
     if (engine->has_tariff && tap->profile == YK_PROFILE_ACCOUNT) price(engine, tap, card, terminal, decision);
 
     /* 7. Money. A stored tap is a ride that already happened: what the card lacks beyond its overdraft becomes debt. */
-    const yk_account *purse = yk_table_read(&engine->accounts, card->account);
+    const yk_account *purse = yk_table_read(&engine->accounts, yk_paying_account(card, tap->profile == YK_PROFILE_PURSE));
     int64_t available_fen = purse->balance_fen - purse->held_fen + (tap->stored ? engine->config.overdraft_fen : 0);
     if (decision->charge_fen == 0 || available_fen >= decision->charge_fen) decision->result = YK_ACCEPTED;
     else if (tap->stored) decision->result = YK_DEBT_BOOKED;

@@ -28,7 +28,7 @@ typedef struct {
     uint8_t pass_number;     /* 0: none */
     uint8_t late;            /* a tap of it came late, and it was not priced again since: its rides do not know of that tap */
     uint32_t twin;           /* 1 + slot of the card that shares account and state: a card and its e-card; 0: none */
-    uint8_t reserved[4];
+    uint32_t chip_account;   /* of the money on its chip; 0: it was never loaded, `account` stands for it */
 } yk_card;
 
 typedef struct {
@@ -88,11 +88,15 @@ typedef struct {
     uint32_t atc;
 } yk_late_tap;
 
-/* A card's issuer or master key, as the taps' key version and index name it. */
+/* A card's issuer or master key, as the taps' key version and index name it. Times are of the journal. */
 typedef struct {
     uint8_t issuer_id[8];
     uint8_t version;
     uint8_t index;
+    uint8_t elsewhere;       /* its round keys are not here: whoever holds the key is asked */
+    uint8_t refused;         /* compromised or destroyed */
+    int64_t from_us;         /* it is not known before this */
+    int64_t refused_from_us; /* its grace is over; 0: no end */
     uint32_t round_keys[32];
 } yk_key;
 
@@ -151,6 +155,11 @@ enum { YK_OK = 0, YK_NOT_AT_HAND = 1, YK_NO_MEMORY = -10, YK_FULL = -11, YK_PRIO
 
 int yk_engine_init(yk_engine *engine, const yk_engine_config *config);
 void yk_engine_free(yk_engine *engine);
+/* Memory for keys, zeros: locked, and left out of core dumps where the system lets it. NULL: there is none. */
+yk_key *yk_keys_new(uint32_t n);
+void yk_keys_free(yk_key *keys, uint32_t n);
+/* Use these keys, made by yk_keys_new, instead of those before. */
+void yk_engine_set_keys(yk_engine *engine, yk_key *keys, uint32_t n);
 int yk_engine_add_key(yk_engine *engine, const uint8_t issuer_id[8], uint8_t version, uint8_t index, const uint8_t key[16]);
 const yk_key *yk_engine_find_key(const yk_engine *engine, const uint8_t issuer_id[8], uint8_t version, uint8_t index);
 
@@ -168,8 +177,12 @@ enum { YK_BOUND_TERMINAL = 1, YK_BOUND_OPERATOR = 2, YK_BOUND_SHIFT = 48 };
 int yk_are_own(const yk_engine *engine, const yk_tap *taps, uint32_t n, uint64_t bound, const uint32_t *accounts,
                uint32_t account_count);
 
-/* verify.c: key_known and proved for each tap that is well-formed. */
-void yk_verify(const yk_engine *engine, yk_tap *taps, uint32_t n);
+/* verify.c: key_known and proved for each tap that is well-formed, or asked where its key is elsewhere; how many are asked. */
+uint32_t yk_verify(const yk_engine *engine, yk_tap *taps, uint32_t n, int64_t time_us);
+
+/* verify.c: what proves a tap; `parent` is NULL where the key's round keys are elsewhere. */
+struct yk_mac_job;
+void yk_build_job(const yk_tap *tap, const yk_key *key, struct yk_mac_job *job);
 
 /* What is to become of one tap. */
 typedef struct {
@@ -330,6 +343,11 @@ static inline const yk_rides *yk_rides_of(const yk_engine *engine, uint32_t card
 /* Whether a tap comes before what a card's memory holds. Taps are in order of local time, then of the card's counter. */
 static inline int yk_is_late(const yk_rides *rides, uint32_t local_s, uint16_t atc) {
     return local_s < rides->newest_s || (local_s == rides->newest_s && atc < rides->newest_atc);
+}
+
+/* What a tap is paid from: profile 1 deducts from the chip. */
+static inline uint32_t yk_paying_account(const yk_card *card, int is_chip) {
+    return is_chip && card->chip_account ? card->chip_account : card->account;
 }
 
 static inline int yk_is_ride(uint8_t tap_kind) {

@@ -11,6 +11,8 @@ import numpy as np
 
 cimport numpy as np
 
+from yikatong.ext.key_holder cimport KeyHolder
+from yikatong.ext.sm4 cimport yk_mac_job, yk_sm4_expand, yk_wipe
 from yikatong.ext.fares cimport YK_ADJUSTMENTS_MAX, yk_rides, yk_tariff, yk_tariff_open
 
 import yikatong.ext.sm4  # noqa: F401  refuses an SM4 path that this machine cannot run, before the first batch would
@@ -34,7 +36,7 @@ cdef extern from "types.h":
         uint8_t mac[4]
         uint8_t profile, algorithm_id, key_version, key_index, transaction_type
         uint8_t kind, direction, industry, rider, test, grey
-        uint8_t keep_message, result, invalid_field, stored
+        uint8_t keep_message, result, invalid_field, stored, proved, key_known, asked
         uint8_t search_card, search_terminal
         uint32_t card, terminal
         uint64_t local_s
@@ -111,6 +113,7 @@ cdef extern from "engine.h":
         uint16_t rider_until, pass_until
         uint8_t pass_number
         uint32_t twin
+        uint32_t chip_account
     ctypedef struct yk_account:
         int64_t balance_fen
         int64_t held_fen
@@ -143,6 +146,11 @@ cdef extern from "engine.h":
         uint8_t reasons
     enum: YK_DENIALS
     void yk_recount_denied(yk_engine *engine) nogil
+    ctypedef struct yk_key:
+        uint8_t issuer_id[8]
+        uint8_t version, index, elsewhere, refused
+        int64_t from_us, refused_from_us
+        uint32_t round_keys[32]
     ctypedef struct yk_engine_config:
         uint32_t cards_max
         uint32_t accounts_max
@@ -164,6 +172,7 @@ cdef extern from "engine.h":
         uint64_t denial_count, denials_after, deny_version
         uint32_t denied_cards
         uint32_t settlement_day
+        yk_key *keys
         uint32_t key_count
         int has_tariff
         yk_tariff tariff
@@ -185,7 +194,10 @@ cdef extern from "engine.h":
     void yk_engine_free(yk_engine *engine) nogil
     int yk_engine_add_key(yk_engine *engine, const uint8_t *issuer_id, uint8_t version, uint8_t index, const uint8_t *key) nogil
     void yk_lookup(const yk_engine *engine, yk_tap *taps, uint32_t n) nogil
-    void yk_verify(const yk_engine *engine, yk_tap *taps, uint32_t n) nogil
+    yk_key *yk_keys_new(uint32_t n) nogil
+    void yk_engine_set_keys(yk_engine *engine, yk_key *keys, uint32_t n) nogil
+    uint32_t yk_verify(const yk_engine *engine, yk_tap *taps, uint32_t n, int64_t time_us) nogil
+    void yk_build_job(const yk_tap *tap, const yk_key *key, yk_mac_job *job) nogil
     int yk_run(yk_engine *engine, const yk_tap *taps, uint32_t n, const yk_priors *priors, int64_t time_us,
                yk_outcome *outcomes, yk_fare_note *notes) nogil
     size_t yk_respond(const yk_engine *engine, const yk_outcome *outcomes, const yk_fare_note *notes, uint32_t n,
@@ -458,6 +470,25 @@ cdef class Engine:
         if issuer_id.shape[0] != 8 or key.shape[0] != 16:
             raise ValueError("issuer_id has 8 bytes, key has 16")
         _check(yk_engine_add_key(&self.engine, &issuer_id[0], version, index, &key[0]))
+
+    def set_keys(self, list keys not None):
+        """Use these keys above the cards' instead of those before: (issuer_id, version, index, KeyHolder or None where the key is
+        elsewhere, known from, refused from (0: no end), refused) each; times are microseconds of journal time."""
+        cdef uint32_t n = len(keys), i
+        cdef yk_key *made = yk_keys_new(n) if n else NULL
+        cdef bytes issuer_id
+        cdef KeyHolder holder
+        if n and made == NULL:
+            raise MemoryError
+        for i in range(n):
+            issuer_id, version, index, holder, from_us, refused_from_us, refused = keys[i]
+            memcpy(made[i].issuer_id, PyBytes_AS_STRING(issuer_id), 8)
+            made[i].version, made[i].index = version, index
+            made[i].from_us, made[i].refused_from_us, made[i].refused = from_us, refused_from_us, 1 if refused else 0
+            made[i].elsewhere = holder is None
+            if holder is not None:
+                yk_sm4_expand(holder.key(), made[i].round_keys)
+        yk_engine_set_keys(&self.engine, made, n)
 
     # ---- fares ----
 
@@ -786,12 +817,45 @@ cdef class Engine:
                 wanted.add(self.taps[i].terminal_prior)
         return sorted(wanted)
 
-    def verify(self):
+    def verify(self, int64_t time_us=0):
+        """Check the MACs whose keys are here. Returns how many taps are left for `asked`."""
+        cdef uint32_t asked
         if self.tap_count < NOGIL_TAPS:
-            yk_verify(&self.engine, self.taps, self.tap_count)
+            asked = yk_verify(&self.engine, self.taps, self.tap_count, time_us)
         else:
             with nogil:
-                yk_verify(&self.engine, self.taps, self.tap_count)
+                asked = yk_verify(&self.engine, self.taps, self.tap_count, time_us)
+        return asked
+
+    def asked(self):
+        """Taps whose keys are elsewhere, by (issuer_id, version, index): (tap index, card serial, session data, message, MAC) each,
+        as KeyProvider.mac takes them."""
+        cdef uint32_t i
+        cdef yk_tap *tap
+        cdef yk_mac_job job
+        cdef bytes session
+        by_key = {}
+        for i in range(self.tap_count):
+            tap = &self.taps[i]
+            if not tap.asked:
+                continue
+            yk_build_job(tap, NULL, &job)
+            atc = (<const char *>job.atc)[:2]
+            session = b"" if job.profile == 1 else bytes(6) + atc + bytes(6) + bytes((atc[0] ^ 0xFF, atc[1] ^ 0xFF))
+            key = (<const char *>tap.issuer_id)[:8], tap.key_version, tap.key_index
+            by_key.setdefault(key, []).append((
+                i, (<const char *>job.serial)[:8], session, (<const char *>job.message)[:22 if job.profile == 1 else 32],
+                (<const char *>job.mac)[:4],
+            ))
+        return by_key
+
+    def prove(self, list taps not None):
+        """The MACs of these taps (their indices, from `asked`) are right."""
+        cdef uint32_t i
+        for i in taps:
+            if i >= self.tap_count or not self.taps[i].asked:
+                raise IndexError(f"tap {i} is not among those that were asked about")
+            self.taps[i].proved = 1
 
     def run(self, int64_t time_us, bytes priors=b"", bytes notes=b""):
         """Decide and post every tap. `priors`: the records that `priors_wanted` names, in that order, and `notes` a NOTE for each.
@@ -889,6 +953,7 @@ cdef class Engine:
             "atc_next": card.atc_next,
             "denied_since_s": card.denied_since_s,
             "deny_reasons": card.deny_reasons,
+            "chip_account": card.chip_account,
             "last_sequence": card.last_sequence,
             "twin": card.twin - 1 if card.twin else NONE,
         }

@@ -1,6 +1,8 @@
 /* The fifth stage: writes only. Balances, counters, and the record that the journal will hold. */
 #include "engine.h"
 
+#include "sm4.h"
+
 int yk_reserve(yk_engine *engine, uint32_t records, uint64_t payload_bytes) {
     uint64_t need = (uint64_t)engine->group_count + records;
     if (need > engine->group_capacity) {
@@ -240,16 +242,17 @@ void yk_post(yk_engine *engine, const yk_tap *tap, const yk_decision *decision, 
     if (tap->card != YK_NONE) {
         yk_card *card = yk_table_write(&engine->cards, tap->card);
         other_issuer = memcmp(card->issuer_id, tap->issuer_id, sizeof tap->issuer_id) != 0;
+        uint32_t paying = yk_paying_account(card, tap->profile == YK_PROFILE_PURSE);
         record->card_previous = card->last_sequence;
         card->last_sequence = record->sequence;
         if (decision->counts) use_up(engine, tap, card, record->sequence);
         if (decision->result == YK_ACCEPTED || decision->result == YK_DEBT_BOOKED) {
-            yk_move(engine, card->account, terminal->account, decision->charge_fen, record);
+            yk_move(engine, paying, terminal->account, decision->charge_fen, record);
             if (decision->priced) book_fare(engine, tap, card, decision, record, note);
             outcome->fare_fault = decision->fare_fault;
         } else if (decision->counts) {
             /* Nothing moved, but a card that has proved itself is told its balance. */
-            const yk_account *purse = yk_table_read(&engine->accounts, card->account);
+            const yk_account *purse = yk_table_read(&engine->accounts, paying);
             record->debit_after_fen = purse->balance_fen;
         }
         yk_deny(engine, card, card->deny_reasons | (decision->result == YK_DEBT_BOOKED ? YK_DENY_DEBT : 0), record);

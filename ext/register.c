@@ -1,6 +1,8 @@
 /* The engine's making, its indexes, and the cold writes: operators, cards, terminals, top-ups. */
 #include "engine.h"
 
+#include <sys/mman.h>
+
 #include "sm4.h"
 
 enum { INDEX_CAPACITY_MIN = 1 << 12 };
@@ -36,8 +38,7 @@ void yk_engine_free(yk_engine *engine) {
     yk_seen_free(&engine->terminal_seen);
     yk_seen_free(&engine->card_seen_frozen);
     yk_seen_free(&engine->terminal_seen_frozen);
-    if (engine->keys) yk_wipe(engine->keys, engine->key_count * sizeof *engine->keys);
-    free(engine->keys);
+    yk_keys_free(engine->keys, engine->key_count);
     free(engine->ring);
     free(engine->denials);
     free(engine->group);
@@ -45,21 +46,40 @@ void yk_engine_free(yk_engine *engine) {
     memset(engine, 0, sizeof *engine);
 }
 
+/* Pages of their own: what is locked is locked by the page, and unlocked so too. */
+yk_key *yk_keys_new(uint32_t n) {
+    void *pages = mmap(NULL, n * sizeof(yk_key), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pages == MAP_FAILED) return NULL;
+    (void)mlock(pages, n * sizeof(yk_key)); /* where it is not allowed, who holds the keys has said so already */
+#ifdef MADV_DONTDUMP
+    (void)madvise(pages, n * sizeof(yk_key), MADV_DONTDUMP);
+#endif
+    return pages;
+}
+
+void yk_keys_free(yk_key *keys, uint32_t n) {
+    if (!keys) return;
+    yk_wipe(keys, n * sizeof *keys);
+    munmap(keys, n * sizeof *keys);
+}
+
+void yk_engine_set_keys(yk_engine *engine, yk_key *keys, uint32_t n) {
+    yk_keys_free(engine->keys, engine->key_count);
+    engine->keys = keys;
+    engine->key_count = n;
+}
+
 int yk_engine_add_key(yk_engine *engine, const uint8_t issuer_id[8], uint8_t version, uint8_t index, const uint8_t key[16]) {
-    /* Not realloc: it would leave round keys behind in the old block. */
-    yk_key *keys = malloc((engine->key_count + 1) * sizeof *keys);
+    uint32_t n = engine->key_count;
+    yk_key *keys = yk_keys_new(n + 1);
     if (!keys) return YK_NO_MEMORY;
-    if (engine->keys) {
-        memcpy(keys, engine->keys, engine->key_count * sizeof *keys);
-        yk_wipe(engine->keys, engine->key_count * sizeof *keys);
-        free(engine->keys);
-    }
-    yk_key *added = &keys[engine->key_count++];
+    if (n) memcpy(keys, engine->keys, n * sizeof *keys);
+    yk_key *added = &keys[n];
     memcpy(added->issuer_id, issuer_id, sizeof added->issuer_id);
     added->version = version;
     added->index = index;
     yk_sm4_expand(key, added->round_keys);
-    engine->keys = keys;
+    yk_engine_set_keys(engine, keys, n + 1);
     return YK_OK;
 }
 

@@ -86,6 +86,7 @@ static int replay_record(yk_engine *engine, yk_record *record, const uint8_t *pa
         yk_card *card = yk_table_write(&engine->cards, record->card);
         card->last_sequence = record->sequence;
         yk_deny(engine, card, record->deny_reasons ? record->deny_reasons : record->flags & YK_FLAG_DENIED ? YK_DENY_DEBT : 0, record);
+        if (record->kind == YK_RECORD_ACCOUNT) card->chip_account = record->credit_account;
         if (record->kind == YK_RECORD_ENTITLEMENT) {
             yk_entitlement entitlement = {(uint16_t)record->rider_until, (uint16_t)record->pass_until, record->rider, record->pass_number};
             yk_entitle(engine, card, &entitlement, record);

@@ -13,7 +13,7 @@ enum { YK_SM4_ROUNDS = 32, YK_SM4_BLOCK_BYTES = 16, YK_MAC_BYTES = 4 };
 enum { YK_PROFILE_PURSE = 1, YK_PROFILE_ACCOUNT = 2 };
 
 /* One tap to prove. Numbers inside `serial`, `message` and `atc` are as profile.md gives them, big-endian bytes. */
-typedef struct {
+typedef struct yk_mac_job {
     const uint32_t *parent; /* 32 round keys of the key above the card's (the issuer's, or the master with one level);
                              * NULL: there is no such key, the answer is "not proved" and its MAC reads as zeros */
     uint8_t serial[8];      /* card serial, packed BCD: the diversification factor F of SM4(K, F || ~F) */

@@ -89,6 +89,13 @@ enum {
     YK_ROW_INVALID = 127,
     YK_CARD_CANCELLED = 128,
     YK_CARD_NOT_OWN = 129,
+    YK_KEY_RETIRED = 140,
+    YK_LOAD_UNKNOWN = 141,
+    YK_LOAD_COUNTER_PAST = 142,
+    YK_LOAD_UNRESOLVED = 143,
+    YK_LOAD_RETURNED = 144,
+    YK_CHIP_FULL = 145,
+    YK_CHIP_BALANCE = 146,
     YK_E_CARD_UNKNOWN = 150,
     YK_E_CARD_EXISTS = 151,
     YK_E_CARD_CANCELLED = 152,
@@ -123,7 +130,7 @@ enum {
     YK_RECORD_CARD = 3,
     YK_RECORD_TERMINAL = 4,
     YK_RECORD_OPERATOR = 5,
-    YK_RECORD_ACCOUNT = 6,   /* a named account was opened */
+    YK_RECORD_ACCOUNT = 6,   /* a named account was opened; with a card: that of the money on its chip */
     YK_RECORD_POSTING = 7,   /* money moved; `transaction_type` says why (PostingKind in core/types.py) */
     YK_RECORD_HOLD = 8,      /* `amount_fen` more (or, negative, less) of the debit account is held; `credit_after_fen`: held after */
     YK_RECORD_EVENT = 9,     /* what was asked, and what it changed beside the ledger: a message */
@@ -164,6 +171,9 @@ enum {
 #define YK_NONE UINT32_MAX /* "no such slot": card, terminal or account */
 
 enum { YK_ALGORITHM_SM4 = 4, YK_TYPE_PURCHASE = 6, YK_TYPE_COMPOUND = 9 };
+
+/* What a tap's key is good for. */
+enum { YK_KEY_UNKNOWN = 0, YK_KEY_GOOD = 1, YK_KEY_REFUSED = 2 };
 
 /* A card number of 1 to 20 digits, as packed BCD: leading zeros count, so the number of digits is part of it. */
 typedef struct {
@@ -207,7 +217,8 @@ typedef struct {
     uint8_t invalid_field; /* decode: field number in Tap */
     uint8_t stored;
     uint8_t proved;        /* verify: 1 when the MAC is right */
-    uint8_t key_known;     /* verify */
+    uint8_t key_known;     /* verify: YK_KEY_… */
+    uint8_t asked;         /* verify: its key is not here; who holds it must say whether the MAC is right */
     uint8_t search_card;   /* lookup: the card counter may have been seen before the last checkpoint: search the segments */
     uint8_t search_terminal;
 

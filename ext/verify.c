@@ -14,8 +14,8 @@ static void put_bcd(uint8_t *out, uint32_t value, unsigned bytes) {
 }
 
 /* The bytes that the MAC covers (profile.md): 22 of them in profile 1, all 32 in profile 2. */
-static void build_job(const yk_tap *tap, const yk_key *key, yk_mac_job *job) {
-    job->parent = key ? key->round_keys : NULL;
+void yk_build_job(const yk_tap *tap, const yk_key *key, yk_mac_job *job) {
+    job->parent = key && !key->elsewhere ? key->round_keys : NULL;
     put_be(job->serial, tap->number.low, 8);
     uint8_t *message = job->message;
     put_be(message, tap->amount_fen, 4);
@@ -43,23 +43,33 @@ const yk_key *yk_engine_find_key(const yk_engine *engine, const uint8_t issuer_i
     return NULL;
 }
 
-void yk_verify(const yk_engine *engine, yk_tap *taps, uint32_t n) {
+static uint8_t standing(const yk_key *key, int64_t time_us) {
+    if (!key) return YK_KEY_UNKNOWN;
+    if (key->refused || (key->refused_from_us && time_us >= key->refused_from_us)) return YK_KEY_REFUSED;
+    return time_us < key->from_us ? YK_KEY_UNKNOWN : YK_KEY_GOOD;
+}
+
+uint32_t yk_verify(const yk_engine *engine, yk_tap *taps, uint32_t n, int64_t time_us) {
     yk_mac_job jobs[BLOCK];
     uint8_t proved[BLOCK];
-    uint32_t which[BLOCK];
+    uint32_t which[BLOCK], asked = 0;
     for (uint32_t at = 0; at < n;) {
         uint32_t count = 0;
         for (; at < n && count < BLOCK; at++) {
             yk_tap *tap = &taps[at];
             if (tap->result != YK_UNDECIDED || tap->algorithm_id != YK_ALGORITHM_SM4) continue;
             const yk_key *key = yk_engine_find_key(engine, tap->issuer_id, tap->key_version, tap->key_index);
-            tap->key_known = key != NULL;
-            if (!key || tap->card == YK_NONE) continue; /* no key of ours, or a card that is refused anyway */
-            build_job(tap, key, &jobs[count]);
+            tap->key_known = standing(key, time_us);
+            if (tap->key_known != YK_KEY_GOOD || tap->card == YK_NONE) continue; /* no key of ours, or a card that is refused anyway */
+            tap->asked = key->elsewhere;
+            asked += tap->asked;
+            if (tap->asked) continue;
+            yk_build_job(tap, key, &jobs[count]);
             which[count++] = at;
         }
         yk_mac_verify_batch(jobs, count, proved);
         for (uint32_t i = 0; i < count; i++) taps[which[i]].proved = proved[i];
     }
     yk_wipe(jobs, sizeof jobs);
+    return asked;
 }

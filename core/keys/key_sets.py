@@ -1,6 +1,10 @@
-"""The key file: which key stands above the cards of an issuer, for a key version and index, and the keys of all other purposes.
+"""The plain key file, for tests, demos and benches; real keys are in a key store (store.py). `yikatong serve` takes a plain
+file only where it says that its keys are for tests, and then only on a loopback address.
 
-It is a TOML file that only its owner may read:
+It says which key stands above the cards of an issuer, for a key version and index, and the keys of all other purposes; only its
+owner may be able to read it:
+
+    test = true                      # good for nothing else
 
     [[tac]]                          # masters of purpose DTK (TAC and tap MAC)
     issuer_id = "5980000100000000"   # 8 bytes, hex
@@ -23,10 +27,11 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from yikatong.core.errors import ConfigError
-from yikatong.core.keys.provider import ANY_ISSUER, KeyReference, Purpose
-from yikatong.core.keys.software import SIGNING, SoftwareProvider
+from yikatong.core.keys.provider import ANY_ISSUER, OF_CARDS, SIGNING, KeyReference, Purpose, TapKey
+from yikatong.core.keys.software import HeldKey, SoftwareProvider
 from yikatong.core.sm2 import PrivateKey
 from yikatong.ext import sm4
+from yikatong.ext.key_holder import KeyHolder
 
 TEST_ISSUER_ID: Final = bytes.fromhex("5980000100000000")  # profile.md's worked example
 
@@ -47,6 +52,10 @@ class KeySet(NamedTuple):
     def parent(self) -> bytes:
         """The key above the card's (profile.md, "Keys"): the issuer's with two levels, the master with one. 16 bytes."""
         return sm4.diversify(self.master, self.issuer_id) if self.levels == 2 else self.master
+
+    def tap_key(self) -> TapKey:
+        """As the engine needs it."""
+        return TapKey(*self[:4], KeyHolder.take(bytearray(self.parent())))
 
 
 def _field(entry: dict[str, object], place: str, name: str, want: type) -> object:
@@ -89,8 +98,8 @@ def load(path: Path) -> list[KeySet]:
     """Key sets of a file. Raises ConfigError naming the entry and field; never shows a key."""
     document = _read(path)
     entries = document.get("tac")
-    if not isinstance(entries, list) or not entries or not set(document) <= {"tac", "key"}:
-        raise ConfigError(str(path), "one or more [[tac]], some [[key]] and nothing else is wanted")
+    if not isinstance(entries, list) or not entries or not set(document) <= {"test", "tac", "key"}:
+        raise ConfigError(str(path), "test = true, one or more [[tac]], some [[key]] and nothing else is wanted")
     key_sets: list[KeySet] = []
     for i, entry in enumerate(entries):
         place = f"{path}: tac[{i}]"
@@ -109,9 +118,16 @@ def load(path: Path) -> list[KeySet]:
     return key_sets
 
 
+def is_for_tests(path: Path) -> bool:
+    """Whether a file says that its keys are for tests."""
+    return _read(path).get("test") is True
+
+
 def load_provider(path: Path) -> SoftwareProvider:
     """All keys of a file, as whoever needs them asks for them. Raises ConfigError naming the entry and field."""
-    keys = {KeyReference(Purpose.TAC, each.key_version, each.key_index, each.issuer_id): each.master for each in load(path)}
+    keys: dict[KeyReference, bytes | HeldKey] = {
+        each.tap_key().reference: HeldKey(KeyHolder.take(bytearray(each.master)), each.levels) for each in load(path)
+    }
     entries = _read(path).get("key", [])
     if not isinstance(entries, list):
         raise ConfigError(str(path), "[[key]] is wanted, not [key]")
@@ -140,7 +156,7 @@ def write(path: Path, key_set: KeySet, comment: str) -> None:
     path.touch(mode=0o600)
     path.write_text(
         f"# {comment}\n"
-        "[[tac]]\n"
+        "test = true\n\n[[tac]]\n"
         f'issuer_id = "{key_set.issuer_id.hex()}"\n'
         f"key_version = {key_set.key_version}\nkey_index = {key_set.key_index}\nlevels = {key_set.levels}\n"
         f'master = "{key_set.master.hex()}"\n' + "".join(_new_key(purpose) for purpose in Purpose if purpose is not Purpose.TAC),
@@ -150,7 +166,7 @@ def write(path: Path, key_set: KeySet, comment: str) -> None:
 
 def _new_key(purpose: Purpose) -> str:
     value = PrivateKey.make().private_pem().decode() if purpose in SIGNING else secrets.token_bytes(16).hex()
-    issuer = TEST_ISSUER_ID if purpose in (Purpose.PURCHASE, Purpose.LOAD) else ANY_ISSUER
+    issuer = TEST_ISSUER_ID if purpose in OF_CARDS else ANY_ISSUER
     return (
         f'\n[[key]]\npurpose = "{purpose.name.lower()}"\nversion = 1\nindex = 1\nissuer_id = "{issuer.hex()}"\n'
         f'value = """{value}"""\n'

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import Final, NamedTuple, Protocol
 
-from yikatong.core.errors import YikatongError
+from yikatong.core.errors import Unavailable, YikatongError
+from yikatong.ext.key_holder import KeyHolder
 
 FACTOR_BYTES: Final = 8
 SESSION_BYTES: Final = 16
@@ -27,6 +28,12 @@ class Purpose(IntEnum):
     PERSON_INDEX = 6  # HMAC-SM3, to look them up by
     CODE_ISSUER = 7  # SM2: signs offline ride codes
     ASSERTION = 8  # SM2: signs login assertions
+    TRANSPORT = 9  # wraps keys that leave one key store for another (SM4-GCM)
+
+
+SIGNING: Final = (Purpose.CODE_ISSUER, Purpose.ASSERTION)
+OF_CARDS: Final = (Purpose.PURCHASE, Purpose.TAC, Purpose.LOAD)
+"""The purposes whose masters belong to an issuer and stand above its cards' keys."""
 
 
 class KeyReference(NamedTuple):
@@ -50,12 +57,44 @@ class KeyRetired(KeyUnknown):
     """The key is retired, and the grace for it is over."""
 
 
+class DeviceFailed(Unavailable):
+    """The device that holds the keys did not do what was asked; `code` is its own (GM/T 0018), 0 where it gave none."""
+
+    def __init__(self, call: str, code: int, meaning: str = "") -> None:
+        super().__init__(f"key device: {call} failed with 0x{code:08x}{f' ({meaning})' if meaning else ''}")
+        self.code = code
+
+
+class TapKey(NamedTuple):
+    """A TAC master as the engine needs it. Times are seconds since 1970 of journal time; an end of 0 is none."""
+
+    issuer_id: bytes
+    key_version: int
+    key_index: int
+    levels: int  # between master and card: 2: issuer, then card serial; 1: card serial alone
+    parent: KeyHolder | None  # the key above the cards'; None: policy keeps it where it is, the provider is asked batch by batch
+    from_s: int = 0
+    refused_from_s: int = 0  # its grace is over
+    refused: bool = False  # compromised or destroyed
+
+    @property
+    def reference(self) -> KeyReference:
+        return KeyReference(Purpose.TAC, self.key_version, self.key_index, self.issuer_id)
+
+
 class SealedDataWrong(YikatongError):
     """A ciphertext was altered, or belongs to something else."""
 
 
 class KeyProvider(Protocol):
-    """All methods may be called from any thread. Each raises KeyUnknown or KeyRetired, and ValueError for wrong sizes."""
+    """All methods may be called from any thread. Each raises KeyUnknown or KeyRetired, ValueError for wrong sizes, and, where a
+    device holds the keys, DeviceFailed. What one kind of provider has sealed or indexed another cannot open or find."""
+
+    def tap_keys(self) -> list[TapKey]:
+        """All TAC masters, retired ones too, as the engine needs them."""
+
+    def levels(self, key: KeyReference) -> int:
+        """How many levels a card's key is below this master: 2 or 1."""
 
     def newest(self, purpose: Purpose, issuer_id: bytes = ANY_ISSUER) -> KeyReference:
         """The key to be used for something new."""
@@ -71,13 +110,15 @@ class KeyProvider(Protocol):
         """`mac` of many (factors, session, message), in order."""
 
     def seal(self, key: KeyReference, plaintext: bytes, associated: bytes) -> bytes:
-        """SM4-GCM (RFC 8998) under a fresh random nonce: nonce 12 ‖ ciphertext ‖ tag 16. `associated` says what it belongs to."""
+        """Encrypted and authenticated, fresh each time. In software SM4-GCM (RFC 8998): nonce 12 ‖ ciphertext ‖ tag 16; a device
+        (sdf.py) has another form. `associated` says what it belongs to."""
 
     def open(self, key: KeyReference, sealed: bytes, associated: bytes) -> bytes:
         """What was sealed. Raises SealedDataWrong."""
 
     def index(self, key: KeyReference, data: bytes) -> bytes:
-        """HMAC-SM3 (GB/T 15852.2), 32 bytes: the same data always gives the same, and without the key nothing can be told."""
+        """A keyed digest, 32 bytes: the same data always gives the same, and without the key nothing can be told. In software
+        HMAC-SM3 (GB/T 15852.2)."""
 
     def sign(self, key: KeyReference, message: bytes) -> bytes:
         """SM2 signature with SM3 (GB/T 32918.2), user id 1234567812345678: r ‖ s, 64 bytes."""

@@ -1,117 +1,164 @@
-"""Keys held by this process, in memory."""
+"""Keys held by this process, each in a page of memory of its own (ext/key_holder.pyx).
 
-import secrets
-from collections.abc import Mapping, Sequence
-from typing import Final
+SM2 private keys are libcrypto's; their PEM text passes through Python, which may keep copies of it."""
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives import hashes, hmac
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple
+
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from yikatong.core.errors import ConfigError
+from yikatong.core.keys.life import CHECKS, KeyState, Life
 from yikatong.core.keys.provider import (
     ANY_ISSUER,
-    FACTOR_BYTES,
     GCM_NONCE_BYTES,
     GCM_TAG_BYTES,
-    SESSION_BYTES,
+    SIGNING,
     KeyReference,
+    KeyRetired,
     KeyUnknown,
     Purpose,
     SealedDataWrong,
+    TapKey,
 )
 from yikatong.core.sm2 import PrivateKey
-from yikatong.ext import sm4
+from yikatong.ext.key_holder import KeyHolder
 
 SYMMETRIC_BYTES: Final = 16
-SIGNING: Final = (Purpose.CODE_ISSUER, Purpose.ASSERTION)
+LEVELS: Final = 2  # where nothing else is said
+
+
+class HeldKey(NamedTuple):
+    """One key: its value (None once it is destroyed), how far below it cards' keys are, whether the engine may keep what it
+    derives from it, and its life."""
+
+    value: KeyHolder | PrivateKey | None
+    levels: int = LEVELS
+    cached: bool = True
+    life: Life = Life()
 
 
 class SoftwareProvider:
-    """A KeyProvider over keys that are given to it: 16 bytes each, or for those that sign the PEM of an SM2 private key.
+    """A KeyProvider over keys that are given to it: 16 bytes each (buffers are wiped, where they can be), or for those that sign
+    the PEM of an SM2 private key; or HeldKeys.
 
-    Raises ConfigError for a key that is neither."""
+    Raises ConfigError for a key that is neither. `now_s` is set to journal time by who serves."""
 
-    def __init__(self, keys: Mapping[KeyReference, bytes]) -> None:
-        self._symmetric: dict[KeyReference, bytes] = {}
-        self._signing: dict[KeyReference, PrivateKey] = {}
-        for key, value in keys.items():
-            if key.purpose in SIGNING:
-                self._signing[key] = PrivateKey(value, f"key {key.purpose.name}")
-            elif len(value) == SYMMETRIC_BYTES:
-                self._symmetric[key] = value
-            else:
-                raise ConfigError(f"key {key.purpose.name}", f"{SYMMETRIC_BYTES} bytes are wanted")
+    def __init__(self, keys: Mapping[KeyReference, bytes | HeldKey], now_s: Callable[[], float] = time.time) -> None:
+        self.now_s = now_s
+        self._keys = {key: value if isinstance(value, HeldKey) else _held(key, value) for key, value in keys.items()}
 
     def __repr__(self) -> str:
         """Without the keys."""
-        return f"SoftwareProvider({len(self._symmetric) + len(self._signing)} keys)"
+        return f"SoftwareProvider({len(self._keys)} keys)"
+
+    def adopt(self, other: "SoftwareProvider") -> None:
+        """Hold another one's keys from now on. Calls that are under way end with the keys that they began with."""
+        self._keys = other._keys
+
+    def unlocked(self) -> int:
+        """How many keys the system did not let be locked into memory."""
+        return sum(isinstance(key.value, KeyHolder) and not key.value.locked for key in self._keys.values())
+
+    def tap_keys(self) -> list[TapKey]:
+        return [
+            TapKey(
+                key.issuer_id, key.key_version, key.key_index, held.levels,
+                _parent(key, held) if held.cached else None,
+                held.life.from_s, held.life.grace_until_s if held.life.until_s else 0, held.life.fate is not None,
+            )
+            for key, held in self._keys.items() if key.purpose is Purpose.TAC
+        ]  # fmt: skip
+
+    def levels(self, key: KeyReference) -> int:
+        return self._find(key).levels
 
     def newest(self, purpose: Purpose, issuer_id: bytes = ANY_ISSUER) -> KeyReference:
-        fitting = [
-            key
-            for key in (*self._symmetric, *self._signing)
-            if key.purpose == purpose and key.issuer_id in (issuer_id, ANY_ISSUER)
-        ]
+        now_s = self.now_s()
+        fitting = [key for key in self._keys if key.purpose == purpose and key.issuer_id in (issuer_id, ANY_ISSUER)]
+        active = [key for key in fitting if self._keys[key].life.state(now_s) is KeyState.ACTIVE]
         if not fitting:
             raise KeyUnknown(KeyReference(purpose, 0, 0, issuer_id))
-        return max(fitting, key=lambda key: (key.key_version, key.key_index))
+        if not active:
+            raise KeyRetired(max(fitting, key=_age))
+        return max(active, key=_age)
 
     def check_value(self, key: KeyReference) -> bytes:
-        return sm4.kcv(self._key(key))
+        return self._holder(key).check_value()
 
     def mac(self, key: KeyReference, factors: Sequence[bytes], session: bytes, message: bytes) -> bytes:
-        derived = self._key(key)
-        for factor in factors:
-            if len(factor) != FACTOR_BYTES:
-                raise ValueError(f"a factor of {len(factor)} bytes: {FACTOR_BYTES} are wanted")
-            derived = sm4.diversify(derived, factor)
-        if session:
-            if len(session) != SESSION_BYTES:
-                raise ValueError(f"session data of {len(session)} bytes: {SESSION_BYTES} are wanted")
-            derived = sm4.encrypt_block(derived, session)
-        return sm4.cbc_mac(derived, message)
+        return self._holder(key).mac(factors, session, message)
 
     def mac_many(self, key: KeyReference, items: Sequence[tuple[Sequence[bytes], bytes, bytes]]) -> list[bytes]:
-        return [self.mac(key, *item) for item in items]
+        holder = self._holder(key)
+        return [holder.mac(*item) for item in items]
 
     def seal(self, key: KeyReference, plaintext: bytes, associated: bytes) -> bytes:
-        nonce = secrets.token_bytes(GCM_NONCE_BYTES)
-        encryptor = Cipher(algorithms.SM4(self._key(key)), modes.GCM(nonce)).encryptor()
-        encryptor.authenticate_additional_data(associated)
-        return nonce + encryptor.update(plaintext) + encryptor.finalize() + encryptor.tag
+        if self._find(key).life.state(self.now_s()) is not KeyState.ACTIVE:
+            raise KeyRetired(key)
+        return self._holder(key).seal(plaintext, associated)
 
     def open(self, key: KeyReference, sealed: bytes, associated: bytes) -> bytes:
-        value = self._key(key)
+        holder = self._holder(key)
         if len(sealed) < GCM_NONCE_BYTES + GCM_TAG_BYTES:
             raise SealedDataWrong("it is shorter than a nonce and a tag")
-        nonce, tag = sealed[:GCM_NONCE_BYTES], sealed[-GCM_TAG_BYTES:]
-        decryptor = Cipher(algorithms.SM4(value), modes.GCM(nonce, tag)).decryptor()
-        decryptor.authenticate_additional_data(associated)
-        try:
-            return decryptor.update(sealed[GCM_NONCE_BYTES:-GCM_TAG_BYTES]) + decryptor.finalize()
-        except InvalidTag:
-            raise SealedDataWrong("it is not what was sealed, or belongs to something else") from None
+        plaintext = holder.open(bytes(sealed), associated)
+        if plaintext is None:
+            raise SealedDataWrong("it was altered, or belongs to something else")
+        return bytes(plaintext)
 
     def index(self, key: KeyReference, data: bytes) -> bytes:
-        keyed = hmac.HMAC(self._key(key), hashes.SM3())
-        keyed.update(data)
-        return keyed.finalize()
+        return self._holder(key).hmac(data)
 
     def sign(self, key: KeyReference, message: bytes) -> bytes:
-        r, s = decode_dss_signature(self._signing_key(key).sign(message))
+        r, s = decode_dss_signature(self._signer(key, KeyState.ACTIVE).sign(message))
         return r.to_bytes(32, "big") + s.to_bytes(32, "big")
 
     def public_key(self, key: KeyReference) -> bytes:
-        return self._signing_key(key).public_pem()
+        return self._signer(key, *CHECKS).public_pem()
 
-    def _key(self, key: KeyReference) -> bytes:
-        if key not in self._symmetric:
+    def _find(self, key: KeyReference) -> HeldKey:
+        held = self._keys.get(key)
+        if held is None:
             raise KeyUnknown(key)
-        return self._symmetric[key]
+        return held
 
-    def _signing_key(self, key: KeyReference) -> PrivateKey:
-        if key not in self._signing:
+    def _good(self, key: KeyReference, *states: KeyState) -> HeldKey:
+        held = self._find(key)
+        state = held.life.state(self.now_s())
+        if state is KeyState.PRE_ACTIVE:
             raise KeyUnknown(key)
-        return self._signing[key]
+        if state not in states:
+            raise KeyRetired(key)
+        return held
+
+    def _holder(self, key: KeyReference) -> KeyHolder:
+        value = self._good(key, *CHECKS).value
+        if not isinstance(value, KeyHolder):
+            raise KeyUnknown(key)
+        return value
+
+    def _signer(self, key: KeyReference, *states: KeyState) -> PrivateKey:
+        value = self._good(key, *states).value
+        if not isinstance(value, PrivateKey):
+            raise KeyUnknown(key)
+        return value
+
+
+def _age(key: KeyReference) -> tuple[int, int]:
+    return key.key_version, key.key_index
+
+
+def _parent(key: KeyReference, held: HeldKey) -> KeyHolder | None:
+    if not isinstance(held.value, KeyHolder):
+        return None
+    return held.value.diversify(key.issuer_id) if held.levels == 2 else held.value
+
+
+def _held(key: KeyReference, value: bytes) -> HeldKey:
+    if key.purpose in SIGNING:
+        return HeldKey(PrivateKey(value, f"key {key.purpose.name}"))
+    if len(value) != SYMMETRIC_BYTES:
+        raise ConfigError(f"key {key.purpose.name}", f"{SYMMETRIC_BYTES} bytes are wanted")
+    return HeldKey(KeyHolder.take(bytearray(value)))
