@@ -155,7 +155,8 @@ def padded(message: bytes) -> bytes:
     return message + b"\x80" + bytes(-(len(message) + 1) % BLOCK)
 
 
-def _pem(point: bytes) -> bytes:
+def public_pem(point: bytes) -> bytes:
+    """PEM of a public key x ‖ y."""
     text = base64.encodebytes(SPKI + point).decode().replace("\n", "")
     lines = "\n".join(text[at : at + 64] for at in range(0, len(text), 64))
     return f"-----BEGIN PUBLIC KEY-----\n{lines}\n-----END PUBLIC KEY-----\n".encode()
@@ -175,7 +176,7 @@ class Device:
             raise ConfigError("sdf_library", f"{library}: is no SDF library (GM/T 0018): {error}") from error
         self._pin = bytearray(pin)
         self._lock = threading.Lock()
-        self._device: Any = None
+        self._opened: _Opened | None = None
         self._free: list[Session] = []
         self._slots = threading.Semaphore(sessions_max)
 
@@ -229,46 +230,57 @@ class Device:
 
     def _open(self) -> "Session":
         with self._lock:
-            if self._device is None:
+            if self._opened is None:
                 handle = self.ffi.new("void **")
                 self.call("SDF_OpenDevice", handle)
-                self._device = handle[0]
+                self._opened = _Opened(handle[0])
             handle = self.ffi.new("void **")
-            self.call("SDF_OpenSession", self._device, handle)
-            return Session(self, handle[0])
+            self.call("SDF_OpenSession", self._opened.handle, handle)
+            self._opened.sessions += 1
+            return Session(self, self._opened, handle[0])
 
     def _give_back(self, session: "Session") -> None:
         with self._lock:
-            if session.device_handle == self._device:
+            if session.opened is self._opened:
                 self._free.append(session)
                 return
         self._discard(session)
 
     def _discard(self, session: "Session") -> None:
-        """Errors of a session that is given up are no news."""
+        """Errors of what is given up are no news. A device is closed when the last of its sessions is."""
         self._library.SDF_CloseSession(session.handle)
+        with self._lock:
+            session.opened.sessions -= 1
+            is_last = session.opened is not self._opened and session.opened.sessions == 0
+        if is_last:
+            self._library.SDF_CloseDevice(session.opened.handle)
 
     def _forget(self) -> None:
         """Give up the device and all its sessions: the next one opens it anew."""
         with self._lock:
             sessions, self._free = self._free, []
-            device, self._device = self._device, None
+            opened, self._opened = self._opened, None
+            is_last = opened is not None and opened.sessions == 0
         for session in sessions:
             self._discard(session)
-        if device is not None:
-            self._library.SDF_CloseDevice(device)
+        if opened is not None and is_last:
+            self._library.SDF_CloseDevice(opened.handle)
 
-    @property
-    def device_handle(self) -> Any:
-        return self._device
+
+class _Opened:
+    """A device that was opened, and how many sessions it has."""
+
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
+        self.sessions = 0
 
 
 class Session:
     """One session, with the keys that were imported into it."""
 
-    def __init__(self, device: Device, handle: Any) -> None:
+    def __init__(self, device: Device, opened: _Opened, handle: Any) -> None:
         self._device = device
-        self.device_handle = device.device_handle
+        self.opened = opened
         self.handle = handle
         self._ffi = device.ffi
         self._keys: dict[Any, Any] = {}  # what it is → handle
@@ -444,7 +456,7 @@ class SdfProvider:
         self._vendor_mac = vendor_mac
         self.now_s = now_s
         point = device.retried(lambda session: session.public_point(file.sign_index))
-        if not PublicKey(_pem(point)).verify_raw(file.signed, file.signature):
+        if not PublicKey(public_pem(point)).verify_raw(file.signed, file.signature):
             raise ConfigError("keys", "the key file is not signed by this device")
         for key, of_device in file.keys.items():
             if of_device.stored.life.fate is None and self.check_value_now(key) != of_device.stored.check_value:
@@ -603,7 +615,7 @@ class SdfProvider:
         return self._public_pem(self._signing(key, *CHECKS))
 
     def _public_pem(self, index: int) -> bytes:
-        return _pem(self._device.retried(lambda session: session.public_point(index)))
+        return public_pem(self._device.retried(lambda session: session.public_point(index)))
 
     def _import(self, session: Session, of_device: DeviceKey) -> Any:
         return session.import_wrapped(self._file.kek_index, of_device.wrapped)
