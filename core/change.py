@@ -71,8 +71,9 @@ class Change:
             raise ValueError(f"deny reasons {reasons:#x}: there are no such reasons")
         self._steps.append((RecordKind.DENY_LIST, reasons, NONE, NONE, card, 0, b""))
 
-    def open_account(self, name: str) -> int:
-        """The account of that name; opened with this change where there is none yet."""
+    def open_account(self, name: str, chip_of: int = NONE) -> int:
+        """The account of that name; opened with this change where there is none yet. With a card (slot) it is that of the money on
+        its chip, which the card's taps of profile 1 are paid from from then on."""
         account = self._memory.account(name)
         if account is None:
             account = self._opened.get(name)
@@ -84,7 +85,7 @@ class Change:
                 raise EngineFull("the configured number of accounts is reached")
             account = int(self._memory.engine.counts["accounts"]) + len(self._opened)
             self._opened[name] = account
-            self._steps.append((RecordKind.ACCOUNT, 0, NONE, NONE, NONE, 0, raw))
+            self._steps.append((RecordKind.ACCOUNT, 0, NONE, NONE, chip_of, 0, raw))
             self.put(DocumentKind.ACCOUNT, raw, account.to_bytes(4, "big"))
         return account
 

@@ -21,6 +21,7 @@ from yikatong.core.certs_cli import certs
 from yikatong.core.config import Settings, flag, read_settings
 from yikatong.core.day_cli import add_day_commands
 from yikatong.core.errors import YikatongError
+from yikatong.core.keys.cli import add_keys_commands
 from yikatong.core.memory import EngineSettings
 
 OUT = Console()
@@ -229,6 +230,7 @@ def bench(names: tuple[str, ...], as_json: bool, tiny: bool) -> None:
 cli.add_command(load_command)
 cli.add_command(certs)
 add_day_commands(cli)
+add_keys_commands(cli)
 
 if __name__ == "__main__":
     main()

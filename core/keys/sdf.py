@@ -452,7 +452,7 @@ class SdfProvider:
     ) -> None:
         """Raises ConfigError where the file is not signed by the device, or a key is not what its check value says."""
         self._device = device
-        self._file = file
+        self.file = file
         self._vendor_mac = vendor_mac
         self.now_s = now_s
         point = device.retried(lambda session: session.public_point(file.sign_index))
@@ -469,12 +469,12 @@ class SdfProvider:
         return cls(Device(library, sessions, pin), DeviceFile.read(path))
 
     def __repr__(self) -> str:
-        return f"SdfProvider({len(self._file.keys)} keys)"
+        return f"SdfProvider({len(self.file.keys)} keys)"
 
     def adopt(self, other: "SdfProvider") -> None:
         """Use another one's keys and device from now on."""
         old = self._device
-        self._device, self._file = other._device, other._file
+        self._device, self.file = other._device, other.file
         old.close()
 
     def close(self) -> None:
@@ -486,16 +486,16 @@ class SdfProvider:
                 key.issuer_id, key.key_version, key.key_index, stored.levels, None,
                 stored.life.from_s, stored.life.grace_until_s if stored.life.until_s else 0, stored.life.fate is not None,
             )
-            for key, (stored, _) in self._file.keys.items() if key.purpose is Purpose.TAC
+            for key, (stored, _) in self.file.keys.items() if key.purpose is Purpose.TAC
         ]  # fmt: skip
 
     def levels(self, key: KeyReference) -> int:
         return self._find(key).stored.levels
 
     def newest(self, purpose: Purpose, issuer_id: bytes = ANY_ISSUER) -> KeyReference:
-        fitting = [key for key in self._file.keys if key.purpose == purpose and key.issuer_id in (issuer_id, ANY_ISSUER)]
+        fitting = [key for key in self.file.keys if key.purpose == purpose and key.issuer_id in (issuer_id, ANY_ISSUER)]
         now_s = self.now_s()
-        active = [key for key in fitting if self._file.keys[key].stored.life.state(now_s) is KeyState.ACTIVE]
+        active = [key for key in fitting if self.file.keys[key].stored.life.state(now_s) is KeyState.ACTIVE]
         if not fitting:
             raise KeyUnknown(KeyReference(purpose, 0, 0, issuer_id))
         newest = max(active or fitting, key=lambda key: (key.key_version, key.key_index))
@@ -618,10 +618,10 @@ class SdfProvider:
         return public_pem(self._device.retried(lambda session: session.public_point(index)))
 
     def _import(self, session: Session, of_device: DeviceKey) -> Any:
-        return session.import_wrapped(self._file.kek_index, of_device.wrapped)
+        return session.import_wrapped(self.file.kek_index, of_device.wrapped)
 
     def _find(self, key: KeyReference) -> DeviceKey:
-        of_device = self._file.keys.get(key)
+        of_device = self.file.keys.get(key)
         if of_device is None:
             raise KeyUnknown(key)
         return of_device
