@@ -17,6 +17,7 @@ from yikatong.v1 import (
     deny_list_service_pb2_grpc,
     e_card_service_pb2_grpc,
     exception_service_pb2_grpc,
+    load_service_pb2_grpc,
     merchant_service_pb2_grpc,
     person_service_pb2_grpc,
     purse_service_pb2_grpc,
@@ -62,6 +63,7 @@ class Connection:
         self.persons = person_service_pb2_grpc.PersonServiceStub(self.channel)
         self.purses = purse_service_pb2_grpc.PurseServiceStub(self.channel)
         self.e_cards = e_card_service_pb2_grpc.ECardServiceStub(self.channel)
+        self.loads = load_service_pb2_grpc.LoadServiceStub(self.channel)
         self.settlement = settlement_service_pb2_grpc.SettlementServiceStub(self.channel)
 
     def close(self) -> None:

@@ -72,8 +72,8 @@ class Change:
         self._steps.append((RecordKind.DENY_LIST, reasons, NONE, NONE, card, 0, b""))
 
     def open_account(self, name: str, chip_of: int = NONE) -> int:
-        """The account of that name; opened with this change where there is none yet. With a card (slot) it is that of the money on
-        its chip, which the card's taps of profile 1 are paid from from then on."""
+        """The account of that name; opened with this change where there is none yet. With a card (slot) it is that of the money
+        on its chip, which from then on pays the card's taps of profile 1."""
         account = self._memory.account(name)
         if account is None:
             account = self._opened.get(name)

@@ -297,8 +297,7 @@ def newest_of_card(memory: Memory, card_number: str) -> tuple[int, int, set[int]
     slot = _card_slot(memory, card_number)
     card = memory.engine.card(slot)
     purses = {account for _, account in memory.named_accounts(f"{types.PURSE_PREFIX}{card_number}:")}
-    chip = {int(card["chip_account"])} if card["chip_account"] else set()
-    return slot, int(card["last_sequence"]), purses | chip | {int(card["account"])}
+    return slot, int(card["last_sequence"]), purses | {int(card["account"])}
 
 
 def tap_by_card_counter(memory: Memory, card_number: str, atc: int) -> int:

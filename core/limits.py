@@ -163,9 +163,7 @@ KEY_GRACE_S_MAX: Final = 366 * 86_400  # how long what was made with a retired k
 SDF_SESSIONS_MAX: Final = 64  # of a key device: vendors' cards have some dozen
 SDF_WAIT_S: Final = 5.0  # for a session of the device, while all are in use
 CHIP_FEN_MAX: Final = 100_000  # on a chip: a thousand yuan, as city cards allow
-LOAD_ATTEMPTS_MAX: Final = (
-    32  # of one load: a chip at an unwilling reader tries some times, and its document is written anew each time
-)
+LOAD_ATTEMPTS_MAX: Final = 32  # of one load: its document is written anew with each
 CHALLENGE_S: Final = 60  # between a challenge and the chip's answer
 KEY_STORE_LOOK_S: Final = 2.0  # between two looks whether the store was changed
 

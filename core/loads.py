@@ -12,8 +12,8 @@ one at most, and they share the money of the largest: nothing is debited twice. 
     PENDING ──fresh answer, same counter───────→ RETURNED    all of it goes back
     PENDING ──StartLoad, same counter──────────→ PENDING     another attempt
 
-MAC1 alone cannot bring money back: an answer that the chip gave before it took the load proves nothing, so ReturnLoad wants one to
-an amount that nobody could foretell. A TAC may still come for a load that is PROVED: then its amount is known."""
+MAC1 alone cannot bring money back: an answer that the chip gave before it took the load proves nothing, so ReturnLoad wants one
+to an amount that nobody could foretell. A TAC may still come for a load that is PROVED: then its amount is known."""
 
 import functools
 import secrets
@@ -166,26 +166,25 @@ def _proof(card: _Card, request: Any, amount_fen: int) -> Result:
     return Result.ACCEPTED if compare_digest(mac1, chip.mac1) else Result.MAC_MISMATCH
 
 
-def _contact(card: _Card, change: Change, chip: pb.Chip, answer: pb.ChipAnswer) -> Result:
-    """What a chip's proved answer says of the loads before it; `chip` learns from it. Nothing is put where the answer is refused."""
+def _contact(card: _Card, change: Change, chip: pb.Chip, answer: pb.ChipAnswer) -> tuple[Result, int]:
+    """What a chip's proved answer says of the load before it, and what of it goes back to the account. `chip` learns from it."""
+    returned_fen, most_fen = 0, chip.balance_fen_max
     if answer.online_counter < chip.online_counter:
-        return Result.LOAD_COUNTER_PAST
+        return Result.LOAD_COUNTER_PAST, 0
     load = card.load(chip.online_counter) if answer.online_counter > chip.online_counter else None
-    fresh = load is not None and load.state == PENDING
-    most_fen = chip.balance_fen_max
-    if load is not None and fresh:
-        fitting = [attempt.amount_fen for attempt in load.attempts if answer.old_balance_fen <= most_fen + attempt.amount_fen]
+    if load is not None and load.state == PENDING:
+        fitting = [each.amount_fen for each in load.attempts if answer.old_balance_fen <= most_fen + each.amount_fen]
         if not fitting:
-            return Result.LOAD_UNRESOLVED
+            return Result.LOAD_UNRESOLVED, 0
         most_fen += max(fitting)
         load.state = PROVED
-        card.give_back(change, load, max(fitting))
+        returned_fen = card.give_back(change, load, max(fitting))
         card.put(change, load)
     if answer.old_balance_fen > most_fen:
-        return Result.CHIP_BALANCE
+        return Result.CHIP_BALANCE, 0
     chip.online_counter = answer.online_counter
     chip.balance_fen_max = answer.old_balance_fen
-    return Result.ACCEPTED
+    return Result.ACCEPTED, returned_fen
 
 
 # ---- the methods ----
@@ -217,39 +216,34 @@ def start_load(provider: KeyProvider, memory: Memory, request: pb.StartLoadReque
 
 def _start(card: _Card, change: Change, request: pb.StartLoadRequest, response: pb.StartLoadResponse) -> Result:
     """The attempt, into a change that is only committed when it is accepted."""
-    answer, amount_fen = request.chip, request.amount_fen
+    answer, amount_fen, engine = request.chip, request.amount_fen, card.memory.engine
+    balance_fen = int(engine.balance_fen(card.account))
+    held_fen = int(engine.held_fen(card.account))
     chip = pb.Chip()
-    available_fen = card.memory.engine.balance_fen(card.account) - card.memory.engine.held_fen(card.account)
-    returned_before = 0
     if card.chip is None:
         # What is on the chip already was the account's until now: taps of profile 1 were paid from it.
-        if answer.old_balance_fen > available_fen:
+        if answer.old_balance_fen > balance_fen - held_fen:
             return Result.CHIP_BALANCE
-        opening_fen = answer.old_balance_fen
-        change.move(card.account, card.chip_account(change), opening_fen, PostingKind.CHIP_OPENING, card.slot)
-        available_fen -= opening_fen
-        chip.online_counter, chip.balance_fen_max = answer.online_counter, opening_fen
+        change.move(card.account, card.chip_account(change), answer.old_balance_fen, PostingKind.CHIP_OPENING, card.slot)
+        balance_fen -= answer.old_balance_fen
+        chip.online_counter, chip.balance_fen_max = answer.online_counter, answer.old_balance_fen
     else:
         chip.CopyFrom(card.chip)
-        before = card.load(chip.online_counter)
-        result = _contact(card, change, chip, answer)
+        result, returned_fen = _contact(card, change, chip, answer)
         if result is not Result.ACCEPTED:
             return result
-        if before is not None and before.state == PENDING and answer.online_counter > before.online_counter:
-            after = _resolved(card, before, answer)
-            returned_before = before.debited_fen - after
-    available_fen += returned_before
+        balance_fen += returned_fen
     if answer.old_balance_fen + amount_fen > limits.CHIP_FEN_MAX:
         return Result.CHIP_FULL
     load = card.load(answer.online_counter)
     if load is None or load.state == RETURNED:
         load = pb.Load(card_number=request.card_number, online_counter=answer.online_counter, state=PENDING)
-    if load.state != PENDING:  # taken already: a chip that still shows the counter before it is an old answer
+    if load.state != PENDING:  # only where the counter stands at its end
         return Result.LOAD_COUNTER_PAST
     if len(load.attempts) >= limits.LOAD_ATTEMPTS_MAX:
         return Result.LOAD_UNRESOLVED
     more_fen = max(amount_fen - load.debited_fen, 0)
-    if more_fen > available_fen:
+    if more_fen > balance_fen - held_fen:
         return Result.INSUFFICIENT_FUNDS
     change.move(card.account, card.chip_account(change), more_fen, PostingKind.LOAD, card.slot)
     load.debited_fen += more_fen
@@ -267,17 +261,8 @@ def _start(card: _Card, change: Change, request: pb.StartLoadRequest, response: 
     session = session_data(answer.random, answer.online_counter)
     response.mac2 = card.mac(Purpose.LOAD, answer.key_version, answer.key_index, session, mac2_message(attempt))
     response.local_time = attempt.local_time
-    response.balance_after_fen = int(card.memory.engine.balance_fen(card.account)) + returned_before - more_fen
-    if card.chip is None:
-        response.balance_after_fen -= answer.old_balance_fen
+    response.balance_after_fen = balance_fen - more_fen
     return Result.ACCEPTED
-
-
-def _resolved(card: _Card, load: pb.Load, answer: pb.ChipAnswer) -> int:
-    """What stays debited of a load that a contact has proved."""
-    assert card.chip is not None
-    most_fen = card.chip.balance_fen_max
-    return max(each.amount_fen for each in load.attempts if answer.old_balance_fen <= most_fen + each.amount_fen)
 
 
 def confirm_load(provider: KeyProvider, memory: Memory, request: pb.ConfirmLoadRequest, time_us: int) -> pb.ConfirmLoadResponse:
@@ -367,20 +352,22 @@ def return_load(provider: KeyProvider, memory: Memory, request: pb.ReturnLoadReq
     result = _proof(card, request, chip.challenge_fen)
     change = Change(memory, time_us)
     before = card.load(chip.online_counter)
+    returned_fen = 0
     if result is Result.ACCEPTED:
-        result = _contact(card, change, chip, request.chip)
+        result, returned_fen = _contact(card, change, chip, request.chip)
     if result is not Result.ACCEPTED:
         return _declined(memory, request, response, result, time_us)
     chip.challenge_fen = 0  # good for one answer
     load = card.load(request.chip.online_counter)
     if load is not None and load.state == PENDING:
         load.state = RETURNED
-        response.returned_fen = card.give_back(change, load, 0)
+        returned_fen += card.give_back(change, load, 0)
         card.put(change, load)
         response.state = RETURNED
     elif before is not None and request.chip.online_counter > before.online_counter:
         response.state = CONFIRMED if before.state == CONFIRMED else PROVED
     card.put_chip(change, chip)
+    response.returned_fen = returned_fen
     response.result = wire(Result.ACCEPTED)
     return change.answer(request, response, "load-returned")
 

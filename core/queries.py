@@ -58,11 +58,14 @@ def list_transactions(
 
 
 def _moves_nothing(record: Any) -> bool:
-    """A correction that only says that a fare is another one's sum now."""
+    """A correction that only says that a fare is another one's sum now, or the opening of the account of a card's chip."""
     return bool(
-        record["kind"] == types.RecordKind.POSTING
-        and record["transaction_type"] == types.PostingKind.CORRECTION
-        and record["amount_fen"] == 0
+        record["kind"] == types.RecordKind.ACCOUNT
+        or (
+            record["kind"] == types.RecordKind.POSTING
+            and record["transaction_type"] == types.PostingKind.CORRECTION
+            and record["amount_fen"] == 0
+        )
     )
 
 

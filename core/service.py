@@ -26,6 +26,7 @@ from yikatong.core import (
     exceptions,
     limits,
     lockout,
+    loads,
     merchants,
     participant_files,
     payments,
@@ -64,6 +65,7 @@ from yikatong.v1 import (
     e_card_service_pb2,
     exception_service_pb2,
     lockout_service_pb2,
+    load_service_pb2,
     merchant_service_pb2,
     person_service_pb2,
     purse_service_pb2,
@@ -99,6 +101,7 @@ DESCRIPTORS: Final = [
         audit_service_pb2,
         lockout_service_pb2,
         approval_service_pb2,
+        load_service_pb2,
     )
     for descriptor in module.DESCRIPTOR.services_by_name.values()
 ]
@@ -157,6 +160,7 @@ class Service:
     ) -> None:
         """Without `rules`, those that come with the package; without `day_rules` nothing can be cleared or sealed; without
         `provider` there are no persons, codes and assertions; without `tls` whoever calls is the machine's own operator."""
+        `provider` there are no loads, persons, codes and assertions."""
         self._core = core
         self._loop = asyncio.get_running_loop()
         self.day = Day(lambda: core.journal.read(), self._ask_blocking, day_rules or DayRules())
@@ -275,6 +279,7 @@ class Service:
                 "ApproveRequest": self.oversight.approve,
                 "RejectRequest": self._command_by(approval_service_pb2.RejectRequestRequest, approvals.reject),
             },
+            "yikatong.v1.LoadService": {} if provider is None else self._load_methods(provider),
         }
         if provider is not None:
             self.methods["yikatong.v1.ECardService"] = self._e_card_methods(provider, e_card_devices_max)
@@ -295,6 +300,9 @@ class Service:
             "GetAuthorization": self._swept(pb.GetAuthorizationRequest, authorizations.get_authorization),
             "ListAuthorizations": self._swept(pb.ListAuthorizationsRequest, authorizations.list_authorizations),
         }
+
+    def _load_methods(self, provider: KeyProvider) -> dict[str, Method]:
+        return {name: self._command(kind, command) for name, (kind, command) in loads.methods(provider).items()}
 
     def _purse_methods(self, rules: PurseRules) -> dict[str, Method]:
         pb = purse_service_pb2

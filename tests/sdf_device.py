@@ -68,21 +68,26 @@ class TestDevice:
     def device(self, sessions: int = 2, pin: bytes = PIN) -> Device:
         return Device(str(self.library), sessions, pin)
 
-    def write(self, path: Path, keys: Mapping[KeyReference, bytes], lives: Mapping[KeyReference, Life] = {}) -> None:
+    def write(
+        self,
+        path: Path,
+        keys: Mapping[KeyReference, bytes],
+        lives: Mapping[KeyReference, Life] = {},
+        levels: Mapping[KeyReference, int] = {},
+    ) -> None:
         """A key file of these masters; a key that signs is a pair of the device, its value is not used."""
         device = self.device()
         entries = []
         for key, value in keys.items():
             life = lives.get(key, Life())
             if key.purpose in SIGNING:
+                pair = int(key.purpose) % 3 or 1
                 with device.session() as session:
-                    point = session.public_point(int(key.purpose) % 3 or 1)
-                entries.append(
-                    DeviceKey(StoredKey(key, 2, False, life, sm3.digest(public_pem(point))[:3], b""), int(key.purpose) % 3 or 1)
-                )
+                    check_value = sm3.digest(public_pem(session.public_point(pair)))[:3]
+                entries.append(DeviceKey(StoredKey(key, 2, False, life, check_value, b""), pair))
             else:
                 check_value = _sm4(value, bytes(16))[:3]
-                entries.append(DeviceKey(StoredKey(key, 2, False, life, check_value, _sm4(self.kek, value)), 0))
+                entries.append(DeviceKey(StoredKey(key, levels.get(key, 2), False, life, check_value, _sm4(self.kek, value)), 0))
         write_device_file(path, device, KEK_INDEX, FILE_SIGNER, entries)
         device.close()
 
