@@ -6,6 +6,7 @@ import secrets
 from typing import NamedTuple
 
 from yikatong.clients.card import card_serial
+from yikatong.clients.connection import Connection, call
 from yikatong.core.keys.provider import KeyProvider, KeyReference, Purpose
 from yikatong.v1 import load_service_pb2
 
@@ -31,6 +32,7 @@ class SimulatedChip:
         key_index: int = 1,
         balance_fen: int = 0,
     ) -> None:
+        self.card_number = card_number
         self.balance_fen = balance_fen
         self.online_counter = 0
         self._factors = issuer_id, card_serial(card_number)
@@ -77,3 +79,40 @@ class SimulatedChip:
         tac = self.balance_fen.to_bytes(4, "big") + self.online_counter.to_bytes(2, "big") + covered
         self.online_counter += 1
         return self._keys.mac(self._tac, self._factors, b"", tac)[:4]
+
+
+def load_chip(
+    connection: Connection, chip: SimulatedChip, terminal_number: bytes, amount_fen: int, *, attempts: int = 3
+) -> load_service_pb2.StartLoadResponse:
+    """Load money onto the chip at a terminal, and tell the core that it was taken. Raises grpc.RpcError where there was no
+    answer: then the next load, or `return_load`, settles it."""
+    counter = chip.online_counter
+    request = load_service_pb2.StartLoadRequest(
+        request_id=secrets.token_bytes(16), card_number=chip.card_number, terminal_number=terminal_number, transaction_type=1,
+        amount_fen=amount_fen, chip=chip.initialize_for_load(amount_fen, terminal_number),
+    )  # fmt: skip
+    started: load_service_pb2.StartLoadResponse = call(connection.loads.StartLoad, request, timeout_s=10, attempts=attempts)
+    tac = chip.credit_for_load(started.local_time, started.mac2) if started.mac2 else None
+    if tac is not None:
+        confirm = load_service_pb2.ConfirmLoadRequest(
+            request_id=secrets.token_bytes(16), card_number=chip.card_number, terminal_number=terminal_number,
+            online_counter=counter, new_balance_fen=chip.balance_fen, tac=tac,
+        )  # fmt: skip
+        call(connection.loads.ConfirmLoad, confirm, timeout_s=10, attempts=attempts)
+    return started
+
+
+def return_load(
+    connection: Connection, chip: SimulatedChip, terminal_number: bytes, *, attempts: int = 3
+) -> load_service_pb2.ReturnLoadResponse:
+    """Bring back a load that the chip did not take, by its answer to a challenge."""
+    ask = load_service_pb2.ChallengeChipRequest(
+        request_id=secrets.token_bytes(16), card_number=chip.card_number, terminal_number=terminal_number
+    )
+    amount_fen = call(connection.loads.ChallengeChip, ask, timeout_s=10, attempts=attempts).amount_fen
+    request = load_service_pb2.ReturnLoadRequest(
+        request_id=secrets.token_bytes(16), card_number=chip.card_number, terminal_number=terminal_number, transaction_type=1,
+        chip=chip.initialize_for_load(amount_fen, terminal_number),
+    )  # fmt: skip
+    returned: load_service_pb2.ReturnLoadResponse = call(connection.loads.ReturnLoad, request, timeout_s=10, attempts=attempts)
+    return returned

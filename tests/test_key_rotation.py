@@ -1,16 +1,18 @@
 """Keys come and go while taps go on: by journal time in the engine, by ceremony at a running server; and keys that the engine
 never holds give the same answers as those that it does."""
 
+import base64
 import signal
 import time
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from harness import ISSUER, KEY_SET, OTHER_ISSUER, OTHER_KEY_SET, START_S, Harness, authorize_request, make_tap, submit_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sdf_device import TestDevice
+from sdf_device import PIN, TestDevice
 
 from yikatong.clients.connection import Connection
 from yikatong.clients.embedded import EmbeddedServer, ServerFailed
@@ -24,6 +26,7 @@ from yikatong.core.keys.life import KeyStep, Life
 from yikatong.core.keys.provider import DeviceFailed, KeyReference, Purpose, TapKey
 from yikatong.core.keys.software import HeldKey, SoftwareProvider
 from yikatong.core.keys.source import KeySource, read_passphrase
+from yikatong.core.sm2 import PrivateKey
 from yikatong.core.types import Result
 from yikatong.ext.key_holder import KeyHolder
 from yikatong.v1 import account_service_pb2, card_service_pb2, tap_service_pb2, terminal_service_pb2
@@ -227,6 +230,15 @@ def _until(result: Result, connection: Connection, key_set: KeySet, first: int) 
     raise AssertionError(f"no {result.name}")
 
 
+def _register(connection: Connection) -> None:
+    card = card_service_pb2.Card(card_number=CARD, issuer_id=ISSUER, rider=1)
+    connection.cards.RegisterCards(card_service_pb2.RegisterCardsRequest(cards=[card]))
+    terminal = terminal_service_pb2.Terminal(terminal_number=TERMINAL, operator_id="bus", kind=1)
+    connection.terminals.RegisterTerminals(terminal_service_pb2.RegisterTerminalsRequest(terminals=[terminal]))
+    top_up = account_service_pb2.TopUpRequest(request_id=bytes(16), card_number=CARD, amount_fen=10_000)
+    connection.accounts.TopUp(top_up)
+
+
 @pytest.mark.parametrize("how", ["signal", "file"])
 def test_a_running_server_takes_up_what_a_ceremony_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     monkeypatch.setattr(limits, "SCRYPT_N", limits.SCRYPT_N_MIN)
@@ -242,12 +254,7 @@ def test_a_running_server_takes_up_what_a_ceremony_did(tmp_path: Path, monkeypat
         EmbeddedServer(tmp_path / "data", path, "--key-passphrase-file", "env:P", environment={"P": SERVER}) as server,
         Connection(server.address) as connection,
     ):
-        card = card_service_pb2.Card(card_number=CARD, issuer_id=ISSUER, rider=1)
-        connection.cards.RegisterCards(card_service_pb2.RegisterCardsRequest(cards=[card]))
-        terminal = terminal_service_pb2.Terminal(terminal_number=TERMINAL, operator_id="bus", kind=1)
-        connection.terminals.RegisterTerminals(terminal_service_pb2.RegisterTerminalsRequest(terminals=[terminal]))
-        top_up = account_service_pb2.TopUpRequest(request_id=bytes(16), card_number=CARD, amount_fen=10_000)
-        connection.accounts.TopUp(top_up)
+        _register(connection)
         n = _until(Result.ACCEPTED, connection, KEY_SET, 1)
         n = _until(Result.UNKNOWN_KEY, connection, new, n)
 
@@ -274,3 +281,38 @@ def test_a_running_server_takes_up_what_a_ceremony_did(tmp_path: Path, monkeypat
         time.sleep(0.3)
         n = _until(Result.ACCEPTED, connection, new, n)
         assert SERVER not in server.log_path.read_text()
+
+
+def test_a_server_on_a_device_answers_nothing_while_it_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pem = PrivateKey.make().private_pem().decode()
+    pair = base64.b64decode("".join(pem.splitlines()[1:-1])).hex()
+    away = tmp_path / "away"
+    monkeypatch.setenv("SDF_DEVICE_PAIR", pair)
+    device = TestDevice(tmp_path)
+    device.set_kek(bytes(16))
+    device.kek = bytes(16)
+    path, pin = tmp_path / "device.json", tmp_path / "pin"
+    device.write(path, {KEY_SET.tap_key().reference: KEY_SET.master})
+    pin.write_bytes(PIN)
+    pin.chmod(0o600)
+    arguments = "--sdf-library", str(device.library), "--sdf-pin-file", str(pin)
+    environment = {"SDF_DEVICE_PAIR": pair, "SDF_DEVICE_AWAY": str(away)}
+    with (
+        EmbeddedServer(tmp_path / "data", path, *arguments, environment=environment) as server,
+        Connection(server.address) as connection,
+        Connection(server.tap_address or server.address) as taps,
+    ):
+        _register(connection)
+        n = 1
+        for port in (connection, taps):
+            n = _until(Result.ACCEPTED, port, KEY_SET, n)
+            away.touch()
+            for _ in range(2):
+                with pytest.raises(grpc.RpcError) as caught:
+                    _until(Result.ACCEPTED, port, KEY_SET, n)
+                assert caught.value.code() is grpc.StatusCode.UNAVAILABLE  # type: ignore[attr-defined]
+                assert "0x01000003" in caught.value.details()  # type: ignore[attr-defined]
+            balance = account_service_pb2.GetBalanceRequest(card_number=CARD)
+            assert connection.accounts.GetBalance(balance).balance_fen == 10_000 - (n - 1)
+            away.unlink()
+            n = _until(Result.ACCEPTED, port, KEY_SET, n)

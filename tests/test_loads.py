@@ -4,21 +4,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from harness import ISSUER, KEY_SET, Harness, local_time_of, make_tap
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from yikatong.clients.chip import SimulatedChip
+from yikatong.clients.chip import SimulatedChip, load_chip, return_load
+from yikatong.clients.connection import Connection
 from yikatong.core import deny_list, limits, loads
 from yikatong.core.errors import InvalidRequest, NotFound
+from yikatong.core.keys import key_sets
 from yikatong.core.keys.life import Life
 from yikatong.core.keys.provider import KeyReference, Purpose
 from yikatong.core.keys.software import HeldKey, SoftwareProvider
 from yikatong.core.types import CHIP_PREFIX, Result
 from yikatong.ext.key_holder import KeyHolder
-from yikatong.v1 import deny_list_service_pb2
+from yikatong.v1 import account_service_pb2, card_service_pb2, deny_list_service_pb2, terminal_service_pb2
 from yikatong.v1 import load_service_pb2 as pb
 
 CARD, TERMINAL, OTHER_TERMINAL = "3104416000000017", bytes.fromhex("112233445566"), bytes.fromhex("665544332211")
@@ -505,3 +508,38 @@ def test_never_twice_never_lost(
         assert world.core.engine.imbalance_fen() == 0
     finally:
         world.core.close()
+
+
+# ---- over the port ----
+
+
+def test_a_load_over_grpc(connection: Connection, key_file: Path) -> None:
+    provider = key_sets.load_provider(key_file)
+    number, terminal = "3104416000004321", bytes.fromhex("0a0b0c0d0e0f")
+    card = card_service_pb2.Card(card_number=number, issuer_id=ISSUER, rider=1)
+    connection.cards.RegisterCards(card_service_pb2.RegisterCardsRequest(cards=[card]))
+    registered = terminal_service_pb2.Terminal(terminal_number=terminal, operator_id="counter", kind=1)
+    connection.terminals.RegisterTerminals(terminal_service_pb2.RegisterTerminalsRequest(terminals=[registered]))
+    request = account_service_pb2.TopUpRequest(request_id=b"load over grpc..", card_number=number, amount_fen=5_000)
+    assert connection.accounts.TopUp(request).result == Result.ACCEPTED
+    chip = SimulatedChip(number, ISSUER, provider)
+    assert load_chip(connection, chip, terminal, 1_500).balance_after_fen == 3_500
+    assert chip.balance_fen == 1_500
+    got = connection.loads.GetLoad(pb.GetLoadRequest(card_number=number, online_counter=0)).load
+    assert got.state == pb.LOAD_STATE_CONFIRMED
+    chip.balance_fen -= 500  # somewhere else
+    chip.credit_for_load = lambda *_: None  # type: ignore[method-assign]
+    assert load_chip(connection, chip, terminal, 1_000).balance_after_fen == 2_500
+    returned = return_load(connection, chip, terminal)
+    assert (returned.state, returned.returned_fen) == (pb.LOAD_STATE_RETURNED, 1_000)
+    with pytest.raises(grpc.RpcError, match="random"):
+        connection.loads.StartLoad(
+            pb.StartLoadRequest(
+                request_id=bytes(16),
+                card_number=number,
+                terminal_number=terminal,
+                transaction_type=1,
+                amount_fen=1,
+                chip=pb.ChipAnswer(),
+            )
+        )

@@ -103,6 +103,21 @@ def test_many_threads_share_few_sessions(device: TestDevice, path: Path, right: 
     assert device.live_sessions == 0
 
 
+def test_many_macs_go_over_all_sessions(device: TestDevice, path: Path) -> None:
+    provider, software = device.provider(path, sessions=4), SoftwareProvider({TAC: MASTER})
+    items = [((ISSUER, bytes([n]) * 8), b"", b"message") for n in range(101)]
+    assert provider.mac_many(TAC, items) == software.mac_many(TAC, items)
+    assert 1 < device.live_sessions <= 4
+    device.fail("SDF_CalculateMAC", BUSY)
+    with pytest.raises(DeviceFailed):
+        provider.mac_many(TAC, items)
+    other = device.provider(path)
+    provider.adopt(other)
+    assert provider.mac_many(TAC, items) == software.mac_many(TAC, items)
+    provider.close()
+    assert device.live_sessions == 0
+
+
 def test_a_wrong_key_encryption_key_is_told_at_the_start(device: TestDevice, path: Path) -> None:
     device.set_kek(bytes(16))
     with pytest.raises(ConfigError, match=r"tac 1/1 of issuer 5980000100000000 has another check value"):

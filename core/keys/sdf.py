@@ -12,10 +12,12 @@ SDF has no GCM and no HMAC: `seal` is SM4-CBC, then a MAC (algorithm 1 over a me
 key; `index` is two MACs of the SM3 digest, a message of fixed length. What software sealed or indexed does not open here."""
 
 import base64
+import functools
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from hmac import compare_digest
 from pathlib import Path
@@ -49,6 +51,7 @@ SGD_SM4_CBC: Final = 0x402
 SGD_SM4_MAC: Final = 0x410
 SGD_SM3: Final = 0x1
 BLOCK: Final = 16
+SPREAD_ITEMS: Final = 16  # fewer stay on one session
 TAG_BYTES: Final = 16
 FORMAT: Final = 1
 SDR_OK: Final = 0
@@ -179,6 +182,8 @@ class Device:
         self._opened: _Opened | None = None
         self._free: list[Session] = []
         self._slots = threading.Semaphore(sessions_max)
+        self._sessions_max = sessions_max
+        self._workers = ThreadPoolExecutor(sessions_max, "key-device")
 
     def call(self, name: str, *arguments: Any) -> None:
         """Raises DeviceFailed unless it answers SDR_OK."""
@@ -224,7 +229,17 @@ class Device:
         with self.session() as session:
             return work(session)
 
+    def spread(self, work: Callable[["Session", Sequence[Any]], list[Any]], items: Sequence[Any]) -> list[Any]:
+        """What work answers for many items, in order; on all sessions at once, since calls mostly wait for the device."""
+        size = max(SPREAD_ITEMS, -(-len(items) // self._sessions_max))
+        if len(items) <= size:
+            return list(self.retried(lambda session: work(session, items)))
+        parts = [items[at : at + size] for at in range(0, len(items), size)]
+        asked = [self._workers.submit(self.retried, functools.partial(_turned, work, part)) for part in parts]
+        return [answer for each in asked for answer in each.result()]
+
     def close(self) -> None:
+        self._workers.shutdown()
         self._forget()
         self._pin[:] = bytes(len(self._pin))
 
@@ -265,6 +280,10 @@ class Device:
             self._discard(session)
         if opened is not None and is_last:
             self._library.SDF_CloseDevice(opened.handle)
+
+
+def _turned(work: Callable[["Session", Sequence[Any]], list[Any]], items: Sequence[Any], session: "Session") -> list[Any]:
+    return work(session, items)
 
 
 class _Opened:
@@ -452,6 +471,7 @@ class SdfProvider:
     ) -> None:
         """Raises ConfigError where the file is not signed by the device, or a key is not what its check value says."""
         self._device = device
+        self._before: Device | None = None
         self.file = file
         self._vendor_mac = vendor_mac
         self.now_s = now_s
@@ -466,19 +486,28 @@ class SdfProvider:
 
     @classmethod
     def of_files(cls, path: Path, library: str, pin: bytearray, sessions: int) -> "SdfProvider":
-        return cls(Device(library, sessions, pin), DeviceFile.read(path))
+        file = DeviceFile.read(path)
+        device = Device(library, sessions, pin)
+        try:
+            return cls(device, file)
+        except BaseException:
+            device.close()
+            raise
 
     def __repr__(self) -> str:
         return f"SdfProvider({len(self.file.keys)} keys)"
 
     def adopt(self, other: "SdfProvider") -> None:
-        """Use another one's keys and device from now on."""
-        old = self._device
+        """Use another one's keys and device from now on. Calls may be under way on the one before: it is closed with the next."""
+        if self._before is not None:
+            self._before.close()
+        self._before = self._device
         self._device, self.file = other._device, other.file
-        old.close()
 
     def close(self) -> None:
-        self._device.close()
+        for device in (self._before, self._device):
+            if device is not None:
+                device.close()
 
     def tap_keys(self) -> list[TapKey]:
         return [
@@ -533,12 +562,11 @@ class SdfProvider:
             if session_data and len(session_data) != SESSION_BYTES:
                 raise ValueError(f"session data of {len(session_data)} bytes: {SESSION_BYTES} are wanted")
 
-        def work(session: Session) -> list[bytes]:
+        def work(session: Session, part: Sequence[tuple[Sequence[bytes], bytes, bytes]]) -> list[bytes]:
             top = self._import(session, of_device)
-            return [self._mac(session, of_device, top, *item) for item in items]
+            return [self._mac(session, of_device, top, *item) for item in part]
 
-        macs: list[bytes] = self._device.retried(work)
-        return macs
+        return self._device.spread(work, items)
 
     def _mac(
         self, session: Session, of_device: DeviceKey, top: Any, factors: Sequence[bytes], session_data: bytes, message: bytes
