@@ -12,12 +12,14 @@ from grpc_status import rpc_status
 from yikatong.v1 import (
     account_service_pb2_grpc,
     authorization_service_pb2_grpc,
+    card_life_service_pb2_grpc,
     card_service_pb2_grpc,
     clearing_service_pb2_grpc,
     deny_list_service_pb2_grpc,
     e_card_service_pb2_grpc,
     exception_service_pb2_grpc,
     load_service_pb2_grpc,
+    issuance_service_pb2_grpc,
     merchant_service_pb2_grpc,
     person_service_pb2_grpc,
     purse_service_pb2_grpc,
@@ -60,6 +62,8 @@ class Connection:
         self.exceptions = exception_service_pb2_grpc.ExceptionServiceStub(self.channel)
         self.authorizations = authorization_service_pb2_grpc.AuthorizationServiceStub(self.channel)
         self.merchants = merchant_service_pb2_grpc.MerchantServiceStub(self.channel)
+        self.card_life = card_life_service_pb2_grpc.CardLifeServiceStub(self.channel)
+        self.issuance = issuance_service_pb2_grpc.IssuanceServiceStub(self.channel)
         self.persons = person_service_pb2_grpc.PersonServiceStub(self.channel)
         self.purses = purse_service_pb2_grpc.PurseServiceStub(self.channel)
         self.e_cards = e_card_service_pb2_grpc.ECardServiceStub(self.channel)

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from google.protobuf.message import Message
 
-from yikatong.core import limits, purses
+from yikatong.core import card_state, limits, purses
 from yikatong.core.change import Change, answered
 from yikatong.core.commands import CARD_NUMBER_WANTED
 from yikatong.core.errors import InvalidRequest, NotFound
@@ -574,12 +574,9 @@ class _Paid(NamedTuple):
 def _who_pays(rules: PurseRules, work: _Work, amount_fen: int, asked: Sequence[pb.Leg]) -> _Paid | Refusal:
     """The card's state, then its purses, then limits and money."""
     memory, card, own = work.memory, work.card, work.authorization
-    known = memory.engine.card(card)
     date = settlement_date(work.time_us)
-    if 0 < known["expires"] < date:
-        return Refusal(Result.CARD_EXPIRED)
-    if known["denied_since_s"]:
-        return Refusal(Result.CARD_DENIED)
+    if refused := card_state.paying_refusal(memory, card, work.time_us):
+        return Refusal(refused)
     overdraft = rules.overdraft(own.merchant_category) if own.offline else None
     already = [Part(leg.purse, leg.purse_kind, leg.held_fen + leg.captured_fen) for leg in own.legs]
     found = rooms(memory, rules, card, own.merchant_category, work.time_us, already)

@@ -1,4 +1,4 @@
-"""Which cards belong together: a card and its e-card, and a card and the one that replaced it.
+"""Which cards belong together: a card and its e-card, which are twins in the engine, and a card and the one that replaced it.
 
 The document CARD_LINK: kind of the link (1 byte) and a slot (4) → another slot (4)."""
 
@@ -8,8 +8,6 @@ from yikatong.core.change import Change
 from yikatong.core.memory import Memory
 from yikatong.core.types import DocumentKind
 
-_E_CARD: Final = b"e"  # card → its e-card
-_CARD: Final = b"c"  # e-card → its card
 _HEIR: Final = b"h"  # replaced card → the one that took its place
 _HEIR_OF: Final = b"r"  # and back
 
@@ -23,28 +21,10 @@ def _put(change: Change, kind: bytes, slot: int, other: int) -> None:
     change.put(DocumentKind.CARD_LINK, kind + slot.to_bytes(4, "big"), other.to_bytes(4, "big"))
 
 
-def link_e_card(change: Change, card: int, e_card: int) -> None:
-    """From this change on they live and die together; in place of an e-card that the card had before."""
-    _put(change, _E_CARD, card, e_card)
-    _put(change, _CARD, e_card, card)
-
-
-def e_card_of(memory: Memory, card: int) -> int | None:
-    """Slot of a card's newest e-card."""
-    return _get(memory, _E_CARD, card)
-
-
-def card_of(memory: Memory, e_card: int) -> int | None:
-    """Slot of the card that an e-card's slot belongs to; None where the slot is no e-card."""
-    return _get(memory, _CARD, e_card)
-
-
-def twins(memory: Memory, slot: int) -> tuple[int, ...]:
-    """Slots of a card and of its newest e-card, the card first, from either of them."""
-    card = card_of(memory, slot)
-    card = slot if card is None else card
-    e_card = e_card_of(memory, card)
-    return (card,) if e_card is None else (card, e_card)
+def card_of(memory: Memory, slot: int) -> int:
+    """The card's slot of an e-card's slot; a card's own slot of a card's. What the engine writes of the one it writes of its twin
+    too: reasons on the deny list, entitlements."""
+    return min(slot, int(memory.engine.card(slot)["twin"]))  # the card was there first; NONE is above all
 
 
 def replace(change: Change, old: int, new: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from yikatong.core import limits, types
+from yikatong.core import card_state, limits, types
 from yikatong.core.change import Change, answered
 from yikatong.core.errors import InvalidRequest, NotFound
 from yikatong.core.memory import Memory, TopUpDone
@@ -249,6 +249,8 @@ def _top_up(memory: Memory, request: account_service_pb2.TopUpRequest, time_us: 
     slot = memory.engine.find_card(request.card_number)
     if slot == NONE:
         return account_service_pb2.TopUpResponse(result=wire(Result.UNKNOWN_CARD))
+    if refused := card_state.funding_refusal(memory, slot):
+        return account_service_pb2.TopUpResponse(result=wire(refused))
     kept = account_service_pb2.TopUpRequest(
         request_id=request.request_id, card_number=request.card_number, amount_fen=request.amount_fen
     )

@@ -5,7 +5,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from yikatong.core import limits
+from yikatong.core import card_life, card_links, limits
+from yikatong.core.card_life import Event, State
 from yikatong.core.change import Change, answered
 from yikatong.core.commands import CARD_NUMBER_WANTED
 from yikatong.core.errors import InvalidRequest
@@ -35,12 +36,9 @@ def deny_card(memory: Memory, request: protos.DenyCardRequest, time_us: int) -> 
     slot = memory.engine.find_card(request.card_number)
     if slot == NONE:
         return protos.DenyCardResponse(result=wire(Result.UNKNOWN_CARD))
-    reasons = memory.engine.card(slot)["deny_reasons"] | reason
     change = Change(memory, time_us)
-    change.deny(slot, reasons)
-    return change.answer(
-        request, protos.DenyCardResponse(result=wire(Result.ACCEPTED), reasons=reasons_of(reasons)), "card-denied"
-    )
+    result, reasons = _deny(memory, change, slot, reason)
+    return change.answer(request, protos.DenyCardResponse(result=wire(result), reasons=reasons_of(reasons)), "card-denied")
 
 
 def allow_card(memory: Memory, request: protos.AllowCardRequest, time_us: int) -> protos.AllowCardResponse:
@@ -51,12 +49,62 @@ def allow_card(memory: Memory, request: protos.AllowCardRequest, time_us: int) -
     slot = memory.engine.find_card(request.card_number)
     if slot == NONE:
         return protos.AllowCardResponse(result=wire(Result.UNKNOWN_CARD))
-    reasons = memory.engine.card(slot)["deny_reasons"] & ~reason
     change = Change(memory, time_us)
-    change.deny(slot, reasons)
-    return change.answer(
-        request, protos.AllowCardResponse(result=wire(Result.ACCEPTED), reasons=reasons_of(reasons)), "card-allowed"
-    )
+    result, reasons = _allow(memory, change, slot, reason)
+    return change.answer(request, protos.AllowCardResponse(result=wire(result), reasons=reasons_of(reasons)), "card-allowed")
+
+
+def _deny(memory: Memory, change: Change, slot: int, reason: Deny) -> tuple[Result, int]:
+    """Take a card's life on as a reason says (card_life.py), and its e-card's with it; why the card is on the list then. What
+    it says already is said again without harm."""
+    reasons = memory.engine.card(slot)["deny_reasons"]
+    card = card_links.card_of(memory, slot)
+    life = card_life.at(memory, card, change.time_us)
+    state = State(life.state)
+    if reason is Deny.LOSS:
+        event, done = Event.LOSE, state in (State.LOST, State.FROZEN_LOST)
+    elif reason is Deny.FROZEN:
+        event, done = Event.FREEZE, any(freeze.by == card_life.DENY_LIST for freeze in life.freezes)
+    else:
+        event, done = Event.CANCEL, state is State.CANCELLED
+    if done:
+        return Result.ACCEPTED, reasons
+    if refused := card_life.refused(life, event):
+        return refused, reasons
+    if reason is Deny.FROZEN:
+        life.freezes.add(freeze_id=change.sequence, by=card_life.DENY_LIST, time_us=change.time_us)
+    card_life.go(memory, change, card, life, event)
+    return Result.ACCEPTED, card_life.reasons_in(memory, slot, State(life.state))
+
+
+def _allow(memory: Memory, change: Change, slot: int, reason: Deny) -> tuple[Result, int]:
+    """The other way. Freezes by others than the deny list stay; a cancelled card stays so."""
+    reasons = memory.engine.card(slot)["deny_reasons"]
+    if not reasons & reason:
+        return Result.ACCEPTED, reasons
+    card = card_links.card_of(memory, slot)
+    if reason is Deny.LOSS and card_life.is_lifted(memory, card, change.time_us):
+        reason = Deny(0)  # of itself: it only remains to be written
+    life = card_life.at(memory, card, change.time_us)
+    event: Event | None = None
+    if reason is Deny.LOSS:
+        event = Event.LIFT_LOSS
+    elif reason is Deny.FROZEN:
+        others = [freeze for freeze in life.freezes if freeze.by != card_life.DENY_LIST]
+        if len(others) == len(life.freezes):
+            return Result.FREEZE_NOT_OWN, reasons
+        del life.freezes[:]
+        life.freezes.extend(others)
+        event = None if others else Event.UNFREEZE
+    elif reason is Deny.CANCELLED:
+        return Result.WRONG_STATE, reasons
+    if event is None:
+        card_life.write(memory, change, card, life)
+    elif refused := card_life.refused(life, event):
+        return refused, reasons
+    else:
+        card_life.go(memory, change, card, life, event)
+    return Result.ACCEPTED, card_life.reasons_in(memory, slot, State(life.state))
 
 
 def _reason(card_number: str, reason: int) -> Deny:

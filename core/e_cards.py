@@ -18,6 +18,7 @@ import hmac
 from typing import Final, NamedTuple
 
 from yikatong.core import device_proof, limits
+from yikatong.core.card_links import card_of
 from yikatong.core.card_state import refusal
 from yikatong.core.change import Change, answered
 from yikatong.core.commands import CARD_NUMBER_WANTED
@@ -77,11 +78,6 @@ def _put_device(change: Change, device_id: bytes, document: documents.DeviceDocu
 def put(change: Change, e_card: ECard) -> None:
     """Put an e-card's document in place of the one before, with a change."""
     _put(change, e_card)
-
-
-def card_of(memory: Memory, slot: int) -> int:
-    """The card's slot of an e-card's slot; a card's own slot of a card's."""
-    return min(slot, int(memory.engine.card(slot)["twin"]))  # the card was there first; NONE is above all
 
 
 def e_card_of(memory: Memory, card_slot: int) -> ECard | None:

@@ -116,6 +116,17 @@ DEVICE_NAME_CHARACTERS_MAX: Final = 64
 ACTIVATION_S: Final = 600  # from the counter or the portal to the phone
 ACTIVATION_TRIES_MAX: Final = 5  # of 2^128: they end who tries, not who mistypes
 DEVICE_CLOCK_S: Final = 120  # a phone's clock may be this much off: it is set by its network
+FREEZES_MAX: Final = 32  # in force on one card: its document is written anew with each
+TEMPORARY_LOSS_DAYS: Final = 7  # unless the rules say otherwise
+TEMPORARY_LOSS_DAYS_MAX: Final = 366
+ISSUANCE_DAYS_MAX: Final = 250  # working days: a year
+ISSUANCE_ITEMS_MAX: Final = 1_000  # applications or cards in one request: some 100 ms of the writer's time
+BATCH_ROWS_MAX: Final = 100_000
+BATCH_BYTES_MAX: Final = 1 << 20  # of rows in one request, some 8,000: far below what a message may have
+BATCH_ROWS_AT_ONCE: Final = 64  # in one change: some 20 ms, between which taps have their turn
+BATCH_LINE_BYTES_MAX: Final = 4_096
+HEIRS_LOOKED_AT: Final = 64  # replaced cards looked at in one go for money that came to them late
+OVERDUE_COUNTED_MAX: Final = 4_000  # overdue applications that the metric counts: as SCAN_DOCUMENTS_MAX
 # ---- clearing ----
 CLEAR_CHUNK_RECORDS: Final = 1 << 16  # looked at in one go: 8 MiB, which the caches of two cores hold
 CLEAR_GREY_MAX: Final = 8_192  # debits of grey records posted with one window, all in one group; the rest with the next

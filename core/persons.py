@@ -121,12 +121,12 @@ def show(memory: Memory, provider: KeyProvider, person_id: bytes) -> Person | No
 
 def person_of_card(memory: Memory, slot: int) -> bytes | None:
     """Id of the person whom a card or e-card (slot) belongs to; None where nobody is on record."""
-    card = card_links.twins(memory, slot)[0]
+    card = card_links.card_of(memory, slot)
     return memory.documents.get(DocumentKind.CARD_OF_PERSON, _OF_CARD + card.to_bytes(4, "big"))
 
 
 def cards_of(memory: Memory, person_id: bytes) -> list[int]:
-    """Slots of a person's cards, oldest first; e-cards come by way of their cards (card_links.twins)."""
+    """Slots of a person's cards, oldest first; e-cards come by way of their cards (card_links.card_of)."""
     start = _OF_PERSON + person_id
     keys = memory.documents.scan(DocumentKind.CARD_OF_PERSON, start, start + b"\xff" * 5)
     return [int.from_bytes(key[-4:], "big") for key, _ in keys]
@@ -439,12 +439,11 @@ def _take_concession(memory: Memory, change: Change, person_id: bytes) -> None:
 
 
 def entitle(memory: Memory, change: Change, slot: int, concession: pb.Concession | None) -> None:
-    """Put a person's concession on a card and its e-card, beside the pass that they have."""
-    for each in card_links.twins(memory, slot):
-        card = memory.engine.card(each)
-        rider = concession.rider if concession is not None else tap_service_pb2.RIDER_ORDINARY
-        until = _day(concession.valid_until) if concession is not None else 0
-        change.entitle(each, entitlement(rider, until, card["pass_number"], card["pass_until"]))
+    """Put a person's concession on a card, and so on its e-card, beside the pass that they have."""
+    card = memory.engine.card(slot)
+    rider = concession.rider if concession is not None else tap_service_pb2.RIDER_ORDINARY
+    until = day_of(concession.valid_until) if concession is not None else 0
+    change.entitle(slot, entitlement(rider, until, card["pass_number"], card["pass_until"]))
 
 
 def entitlement(rider: int, rider_until: int, pass_number: int, pass_until: int) -> bytes:
@@ -454,7 +453,8 @@ def entitlement(rider: int, rider_until: int, pass_number: int, pass_until: int)
     return made.tobytes()
 
 
-def _day(date: int) -> int:
+def day_of(date: int) -> int:
+    """Days from 1970-01-01 to a date YYYYMMDD; 0 for 0."""
     return (local_seconds(date, 0) + 8 * 3600) // 86_400 if date else 0
 
 

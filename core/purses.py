@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from yikatong.core import limits
+from yikatong.core import card_state, limits
 from yikatong.core.change import Change, answered
 from yikatong.core.commands import CARD_NUMBER_WANTED
 from yikatong.core.errors import InvalidRequest, NotFound
@@ -58,13 +58,14 @@ def account_name(card_number: str, purse_id: str) -> str:
 # ---- documents ----
 
 
-def _key(card: int, purse_id: str) -> bytes:
+def purse_key(card: int, purse_id: str) -> bytes:
+    """Key of a purse's document: the card's slot, the purse's id."""
     return card.to_bytes(4, "big") + purse_id.encode()
 
 
 def find_purse(memory: Memory, card: int, purse_id: str) -> Purse | None:
     """A restricted purse of a card (slot), closed ones too."""
-    value = memory.documents.get(DocumentKind.PURSE, _key(card, purse_id))
+    value = memory.documents.get(DocumentKind.PURSE, purse_key(card, purse_id))
     return None if value is None else Purse.FromString(value)
 
 
@@ -197,6 +198,9 @@ def open_purse(
     if card == NONE:
         response.result = wire(Result.UNKNOWN_CARD)
         return change.answer(request, response, "purse-declined")
+    if refused := card_state.funding_refusal(memory, card):
+        response.result = wire(refused)
+        return change.answer(request, response, "purse-declined")
     if find_purse(memory, card, request.purse_id) is not None:
         response.result = wire(Result.CONFLICT)
         return change.answer(request, response, "purse-declined")
@@ -212,7 +216,7 @@ def open_purse(
     )
     change.open_account(account_name(request.card_number, request.purse_id))
     change.open_account(FUNDER_PREFIX + request.funder_id)
-    change.put(DocumentKind.PURSE, _key(card, request.purse_id), purse.SerializeToString(deterministic=True))
+    change.put(DocumentKind.PURSE, purse_key(card, request.purse_id), purse.SerializeToString(deterministic=True))
     response.result, response.expires = wire(Result.ACCEPTED), expires
     return change.answer(request, response, "purse-opened")
 
@@ -229,6 +233,8 @@ def fund_purse(memory: Memory, request: purse_service_pb2.FundPurseRequest, time
     card, purse, result = _find(memory, request.card_number, request.purse_id)
     if purse is not None and state_at(purse, settlement_date(time_us)) == EXPIRED:
         result = Result.PURSE_EXPIRED
+    if purse is not None:
+        result = card_state.funding_refusal(memory, card) or result
     response.result = wire(result)
     if purse is None or result is not Result.ACCEPTED:
         return change.answer(request, response, "purse-declined")
@@ -258,7 +264,7 @@ def close_purse(
     response.returned_fen = int(memory.engine.balance_fen(account))
     change.move(account, funder, response.returned_fen, PostingKind.PURSE_RETURN, card)
     purse.state = CLOSED
-    change.put(DocumentKind.PURSE, _key(card, purse.purse_id), purse.SerializeToString(deterministic=True))
+    change.put(DocumentKind.PURSE, purse_key(card, purse.purse_id), purse.SerializeToString(deterministic=True))
     return change.answer(request, response, "purse-closed")
 
 

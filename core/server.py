@@ -19,7 +19,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
-from yikatong.core import authorizations, limits, tap_port
+from yikatong.core import authorizations, card_life, limits, replacement, tap_port
 from yikatong.core.config import Settings
 from yikatong.core.day import DayRules
 from yikatong.core.errors import ConfigError, Overloaded, Unavailable, YikatongError
@@ -203,13 +203,15 @@ class Server:
                 log.exception("TLS files could not be looked at")
 
     async def _sweep(self) -> None:
-        """Once a second, let go what is on hold past its time, also when nobody asks anything."""
+        """Once a second, do what the time alone makes due, also when nobody asks anything: holds and temporary losses end, and
+        what came late to cards that were replaced follows to those that replaced them."""
         while True:
             await asyncio.sleep(SWEEP_S)
-            swept = asyncio.get_running_loop().create_future()
-            with contextlib.suppress(Overloaded, Unavailable):  # it is due again in a second
-                self.core.submit(Work(command=authorizations.expire_due, tag=swept))
-                await swept
+            for command in (authorizations.expire_due, card_life.lift_due, replacement.follow_heirs):
+                swept = asyncio.get_running_loop().create_future()
+                with contextlib.suppress(Overloaded, Unavailable):  # it is due again in a second
+                    self.core.submit(Work(command=command, tag=swept))
+                    await swept
 
     async def _watch_keys(self) -> None:
         """Take up keys that a ceremony changed: on SIGHUP, or when the file is another one; unless it cannot be read."""

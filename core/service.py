@@ -19,11 +19,14 @@ from yikatong.core import (
     approvals,
     audit,
     authorizations,
+    batches,
+    card_actions,
     commands,
     deny_list,
     disputes,
     e_cards,
     exceptions,
+    issuance,
     limits,
     lockout,
     loads,
@@ -47,6 +50,8 @@ from yikatong.core.metrics import Metrics
 from yikatong.core.oversight import Oversight
 from yikatong.core.paging import page_size
 from yikatong.core.rate_limits import Rates
+from yikatong.core.rules.card_rules import CardRules
+from yikatong.core.rules.card_rules import default as default_card_rules
 from yikatong.core.rules.purse_rules import PurseRules
 from yikatong.core.rules.purse_rules import read as read_purse_rules
 from yikatong.core.status import status_of
@@ -59,6 +64,7 @@ from yikatong.v1 import (
     approval_service_pb2,
     audit_service_pb2,
     authorization_service_pb2,
+    card_life_service_pb2,
     card_service_pb2,
     clearing_service_pb2,
     deny_list_service_pb2,
@@ -66,6 +72,7 @@ from yikatong.v1 import (
     exception_service_pb2,
     lockout_service_pb2,
     load_service_pb2,
+    issuance_service_pb2,
     merchant_service_pb2,
     person_service_pb2,
     purse_service_pb2,
@@ -102,6 +109,8 @@ DESCRIPTORS: Final = [
         lockout_service_pb2,
         approval_service_pb2,
         load_service_pb2,
+        card_life_service_pb2,
+        issuance_service_pb2,
     )
     for descriptor in module.DESCRIPTOR.services_by_name.values()
 ]
@@ -161,6 +170,10 @@ class Service:
         """Without `rules`, those that come with the package; without `day_rules` nothing can be cleared or sealed; without
         `provider` there are no persons, codes and assertions; without `tls` whoever calls is the machine's own operator."""
         `provider` there are no loads, persons, codes and assertions."""
+        card_rules: CardRules | None = None,
+    ) -> None:
+        """Without `rules`, those that come with the package; without `day_rules` nothing can be cleared or sealed; without
+        `provider` there are no persons, codes and assertions; without `card_rules` the usual ones."""
         self._core = core
         self._loop = asyncio.get_running_loop()
         self.day = Day(lambda: core.journal.read(), self._ask_blocking, day_rules or DayRules())
@@ -280,6 +293,8 @@ class Service:
                 "RejectRequest": self._command_by(approval_service_pb2.RejectRequestRequest, approvals.reject),
             },
             "yikatong.v1.LoadService": {} if provider is None else self._load_methods(provider),
+            "yikatong.v1.CardLifeService": self._card_life_methods(card_rules or default_card_rules()),
+            "yikatong.v1.IssuanceService": self._issuance_methods(card_rules or default_card_rules()),
         }
         if provider is not None:
             self.methods["yikatong.v1.ECardService"] = self._e_card_methods(provider, e_card_devices_max)
@@ -335,6 +350,36 @@ class Service:
             "ListDevices": self._command(pb.ListDevicesRequest, e_cards.list_devices),
             "GetECard": self._command(pb.GetECardRequest, e_cards.get_e_card),
             "CancelECard": self._command(pb.CancelECardRequest, e_cards.cancel_e_card),
+    def _card_life_methods(self, rules: CardRules) -> dict[str, Method]:
+        pb = card_life_service_pb2
+        report_loss = functools.partial(card_actions.report_loss, rules.temporary_loss_s)
+        return {
+            "ReportLoss": self._command_by(pb.ReportLossRequest, report_loss),
+            "LiftLoss": self._command_by(pb.LiftLossRequest, card_actions.lift_loss),
+            "FreezeCard": self._command_by(pb.FreezeCardRequest, card_actions.freeze_card),
+            "UnfreezeCard": self._command_by(pb.UnfreezeCardRequest, card_actions.unfreeze_card),
+            "CancelCard": self._command_by(pb.CancelCardRequest, card_actions.cancel_card),
+            "GetCardStatus": self._command_by(pb.GetCardStatusRequest, card_actions.get_card_status),
+        }
+
+    def _issuance_methods(self, rules: CardRules) -> dict[str, Method]:
+        pb = issuance_service_pb2
+        ruled = functools.partial
+        return {
+            "ApplyForCard": self._keyed(pb.ApplyForCardRequest, ruled(issuance.apply_for_card, rules)),
+            "CheckApplication": self._command_by(pb.CheckApplicationRequest, ruled(issuance.check_application, rules)),
+            "AdvanceApplications": self._command_by(pb.AdvanceApplicationsRequest, ruled(issuance.advance_applications, rules)),
+            "ReportProduced": self._command_by(pb.ReportProducedRequest, ruled(issuance.report_produced, rules)),
+            "DeliverCard": self._command_by(pb.DeliverCardRequest, ruled(issuance.deliver_card, rules)),
+            "PickUpCard": self._command_by(pb.PickUpCardRequest, ruled(issuance.pick_up_card, rules)),
+            "WithdrawApplication": self._command_by(pb.WithdrawApplicationRequest, ruled(issuance.withdraw_application, rules)),
+            "SetBankAccount": self._command_by(pb.SetBankAccountRequest, issuance.set_bank_account),
+            "GetApplication": self._command_by(pb.GetApplicationRequest, issuance.get_application),
+            "ListOverdue": self._command_by(pb.ListOverdueRequest, issuance.list_overdue),
+            "OpenBatch": self._command_by(pb.OpenBatchRequest, batches.open_batch),
+            "UploadBatchRows": functools.partial(self.upload_batch_rows, rules),
+            "GetBatch": self._command_by(pb.GetBatchRequest, batches.get_batch),
+            "ListBatchRows": self._command_by(pb.ListBatchRowsRequest, batches.list_batch_rows),
         }
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
@@ -493,6 +538,16 @@ class Service:
         if response.kind == deny_list.DELTA:
             now_s = time.time()
             self._metrics.on_denials_fetched([now_s - entry.denied_since_s for entry in response.entries if entry.reasons])
+        return response.SerializeToString()
+
+    async def upload_batch_rows(self, rules: CardRules, request: bytes, deadline: float | None) -> bytes:
+        """IssuanceService.UploadBatchRows, slice by slice. If it ends in between, those before are found done when it comes
+        again."""
+        del deadline  # each slice is done or not; the caller asks how far it came
+        if self._provider is None:
+            raise ConfigError("keys", "there are none")
+        message = parse(issuance_service_pb2.UploadBatchRowsRequest, request)
+        response = await asyncio.to_thread(batches.upload, rules, self._provider, message, current(), self._ask_blocking)
         return response.SerializeToString()
 
     def _ask_blocking(self, command: Callable[[Memory, int], Any]) -> Any:

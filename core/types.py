@@ -121,6 +121,7 @@ class Result(IntEnum):
     LOAD_RETURNED = 144
     CHIP_FULL = 145
     CHIP_BALANCE = 146
+    FREEZE_NOT_OWN = 130
 
 
 def wire(code: int) -> Any:
