@@ -1,9 +1,9 @@
 """The life of a card: its states as a table, and what each means for the deny list.
 
 A card and its e-card (twins in the engine) have one state. Every event is one change: the card's document and what the deny list
-says of both slots stand under one sequence number, so there is no moment at which one is live and the other dead. Two things happen by
-the journal's time alone: a temporary loss lifts itself, from its very microsecond on, whenever `lift_due` gets to it; and a card
-expires with its last day, which nobody needs to write down."""
+says of both slots stand under one sequence number, so there is no moment at which one is live and the other dead. Two things
+happen by the journal's time alone: a temporary loss lifts itself, from its very microsecond on, whenever `lift_due` gets to it;
+and a card expires with its last day, which nobody needs to write down."""
 
 from enum import Enum, IntEnum, auto
 from typing import Final

@@ -1,6 +1,6 @@
 """Whether a card may be used now: the one question that every entry point asks, of a card and of its e-card alike."""
 
-from yikatong.core import card_life, card_links
+from yikatong.core import card_life
 from yikatong.core.memory import Memory
 from yikatong.core.types import Deny, Result
 from yikatong.ext.engine import settlement_date

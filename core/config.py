@@ -18,6 +18,15 @@ def _setting(default: Any, text: str, low: float | None = None, high: float | No
     return field(default=default, metadata={"help": text, "low": low, "high": high})
 
 
+PATHS: Final = frozenset(
+    {
+        "data", "keys", "key_passphrase_file", "sdf_pin_file", "purse_rules", "card_rules", "agreements", "seal_key", "tariffs",
+        "tls_certificate", "tls_key", "tls_client_ca", "tls_client_crl",
+    }
+)  # fmt: skip
+"""Settings that are paths."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """All settings of `yikatong serve`. A port of 0 means any free one."""
@@ -31,6 +40,7 @@ class Settings:
     sdf_pin_file: str = _setting("", "file with the PIN of the device's private keys, or env:NAME; empty: none is wanted")
     sdf_sessions: int = _setting(4, "sessions with the device at once", 1, limits.SDF_SESSIONS_MAX)
     purse_rules: str = _setting("", "TOML file with purses and limits; empty: those that come with the package")
+    card_rules: str = _setting("", "TOML file with time limits of issuing cards and days off; empty: those of the package")
     agreements: str = _setting("", "TOML file of agreements with operators and acquirers; without it nothing is cleared")
     seal_key: str = _setting("", "PEM file of the SM2 key that seals windows; only its owner may be able to read it")
     tariffs: str = _setting("", "tariff file, or a folder of them (*.toml); without it taps are charged what terminals state")
@@ -156,13 +166,7 @@ def read_settings(file: Path | None, environment: Mapping[str, str] = os.environ
             if name not in kinds:
                 raise ConfigError(f"{file}: {name}", "there is no such setting")
             values[name] = _convert(name, kinds[name], value, f"{file}: {name}")
-            if name in ("data", "keys") or (
-                name.startswith(
-                    ("tls_", "tariffs", "purse_rules", "agreements", "seal_key", "key_passphrase_file", "sdf_pin_file")
-                )
-                and values[name]
-                and not str(values[name]).startswith("env:")
-            ):
+            if name in ("data", "keys") or (name in PATHS and values[name] and not str(values[name]).startswith("env:")):
                 values[name] = str(file.parent / values[name])
     for name, kind in kinds.items():
         if variable(name) in environment:

@@ -39,6 +39,7 @@ from yikatong.core import limits
 from yikatong.core.errors import ConfigError
 from yikatong.core.late import Corrections
 from yikatong.core.rate_limits import MethodClass
+from yikatong.core.rules.card_rules import STEPS
 from yikatong.core.rules.fares import Outcome
 from yikatong.core.types import Result
 from yikatong.core.writer import Observer, Phase
@@ -439,6 +440,14 @@ class Metrics(Observer):
             lambda: self._deny_list()[1]
         )
 
+        self._overdue = Gauge(
+            "yikatong_issuance_overdue",
+            "Applications for cards whose time is over, by the step that they stand in; counted once a minute.",
+            ["step"],
+            registry=registry,
+        )
+        self.on_overdue_counted(dict.fromkeys(STEPS, 0))
+
         self._serving = Gauge("yikatong_serving", "1 while the core takes work, else 0.", registry=registry)
         self._phase = Enum(
             "yikatong_phase", "What the core is doing.", states=[phase.value for phase in Phase], registry=registry
@@ -475,6 +484,13 @@ class Metrics(Observer):
         """A terminal fetched changes, so long after they were made."""
         for each in seconds:
             self._deny_fetch_seconds.observe(max(each, 0.0))
+
+    # ---- issue of cards ----
+
+    def on_overdue_counted(self, applications: Mapping[str, int]) -> None:
+        """How many applications are overdue now in each step (core/rules/card_rules.py)."""
+        for step, count in applications.items():
+            self._overdue.labels(step).set(count)
 
     # ---- the doors ----
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import functools
+import itertools
 import logging
 import resource
 import secrets
@@ -19,7 +21,8 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
-from yikatong.core import authorizations, card_life, limits, replacement, tap_port
+from yikatong.core import authorizations, card_life, issuance, limits, persons, replacement, tap_port
+from yikatong.core.commands import Command
 from yikatong.core.config import Settings
 from yikatong.core.day import DayRules
 from yikatong.core.errors import ConfigError, Overloaded, Unavailable, YikatongError
@@ -27,7 +30,8 @@ from yikatong.core.keys.source import KeySource
 from yikatong.core.memory import EngineSettings, Progress
 from yikatong.core.metrics import Metrics
 from yikatong.core.rate_limits import Rates
-from yikatong.core.rules import purse_rules
+from yikatong.core.rules import card_rules, purse_rules
+from yikatong.core.rules.card_rules import CardRules
 from yikatong.core.rules.purse_rules import PurseRules
 from yikatong.core.service import SERVICES, Service, deliver_to
 from yikatong.core.store import DataDirectory
@@ -42,6 +46,7 @@ log = logging.getLogger(__name__)
 GIL_SWITCH_S: Final = 0.0005  # how long the loop waits for another thread's Python code before it may go on; 5 ms is the default
 SWEEP_S: Final = 1.0
 US: Final = 1_000_000
+OVERDUE_SWEEPS: Final = 60  # sweeps from one count of overdue applications to the next
 LAME_DUCK_S: Final = 0.5  # between NOT_SERVING and refusing new calls, so that balancers can turn away first
 OPTIONS: Final = [
     ("grpc.max_receive_message_length", limits.REQUEST_BYTES_MAX),
@@ -94,9 +99,11 @@ class Server:
         rules: PurseRules,
         keys: KeySource,
         tls: Tls | None,
+        of_cards: CardRules,
     ) -> None:
         self.settings = settings
         self._purse_rules = rules
+        self._card_rules = of_cards
         self._keys = keys
         self.tls = tls
         self._watching: list[asyncio.Task[None]] = []
@@ -127,6 +134,7 @@ class Server:
         keys = await asyncio.to_thread(KeySource, settings)
         masters = keys.provider.tap_keys()
         rules = purse_rules.read(Path(settings.purse_rules)) if settings.purse_rules else purse_rules.read()
+        of_cards = card_rules.read(Path(settings.card_rules)) if settings.card_rules else card_rules.default()
         day_rules = DayRules.read(Path(settings.data), settings.agreements, settings.seal_key)
         of_core = core_settings(settings)
         loop = asyncio.get_running_loop()
@@ -139,7 +147,7 @@ class Server:
             )
             journal = core  # whose time keys begin and end by
             keys.set_clock(lambda: max(time.time(), journal.last_time_us / US))
-            server = cls(settings, directory, core, metrics, rules, keys, tls)
+            server = cls(settings, directory, core, metrics, rules, keys, tls, of_cards)
             await server._listen(day_rules)
             return server
         except BaseException:
@@ -162,6 +170,7 @@ class Server:
             settlement_bank=settings.settlement_bank,
             e_card_devices_max=settings.e_card_devices_max,
             rates=Rates(settings.rate_general_per_s, settings.rate_personal_per_s, settings.rate_proof_per_s),
+            card_rules=self._card_rules,
         )
         self._grpc.add_generic_rpc_handlers(service.handlers())
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
@@ -205,13 +214,27 @@ class Server:
     async def _sweep(self) -> None:
         """Once a second, do what the time alone makes due, also when nobody asks anything: holds and temporary losses end, and
         what came late to cards that were replaced follows to those that replaced them."""
-        while True:
+        loop = asyncio.get_running_loop()
+        for second in itertools.count():
             await asyncio.sleep(SWEEP_S)
+            if second % OVERDUE_SWEEPS == 0:
+                with contextlib.suppress(YikatongError):
+                    counts = await self._ask(issuance.count_overdue)
+                    self.metrics.on_overdue_counted({step.name.lower(): count for step, count in counts.items()})
+                    await asyncio.to_thread(persons.destroy_dropped_keys, functools.partial(self._ask_blocking, loop))
             for command in (authorizations.expire_due, card_life.lift_due, replacement.follow_heirs):
-                swept = asyncio.get_running_loop().create_future()
                 with contextlib.suppress(Overloaded, Unavailable):  # it is due again in a second
-                    self.core.submit(Work(command=command, tag=swept))
-                    await swept
+                    await self._ask(command)
+
+    async def _ask(self, command: Command) -> Any:
+        """Run a command on the writer's thread."""
+        done = asyncio.get_running_loop().create_future()
+        self.core.submit(Work(command=command, tag=done))
+        return await done
+
+    def _ask_blocking(self, loop: asyncio.AbstractEventLoop, command: Command) -> Any:
+        """From another thread than the loop's."""
+        return asyncio.run_coroutine_threadsafe(self._ask(command), loop).result()
 
     async def _watch_keys(self) -> None:
         """Take up keys that a ceremony changed: on SIGHUP, or when the file is another one; unless it cannot be read."""

@@ -28,8 +28,8 @@ from yikatong.core import (
     exceptions,
     issuance,
     limits,
-    lockout,
     loads,
+    lockout,
     merchants,
     participant_files,
     payments,
@@ -70,9 +70,9 @@ from yikatong.v1 import (
     deny_list_service_pb2,
     e_card_service_pb2,
     exception_service_pb2,
-    lockout_service_pb2,
-    load_service_pb2,
     issuance_service_pb2,
+    load_service_pb2,
+    lockout_service_pb2,
     merchant_service_pb2,
     person_service_pb2,
     purse_service_pb2,
@@ -166,14 +166,11 @@ class Service:
         district_of_card: access.DistrictOfCard = lambda memory, card_number: None,
         e_card_devices_max: int = limits.E_CARD_DEVICES_MAX,
         rates: Rates | None = None,
-    ) -> None:
-        """Without `rules`, those that come with the package; without `day_rules` nothing can be cleared or sealed; without
-        `provider` there are no persons, codes and assertions; without `tls` whoever calls is the machine's own operator."""
-        `provider` there are no loads, persons, codes and assertions."""
         card_rules: CardRules | None = None,
     ) -> None:
-        """Without `rules`, those that come with the package; without `day_rules` nothing can be cleared or sealed; without
-        `provider` there are no persons, codes and assertions; without `card_rules` the usual ones."""
+        """Without `rules` and `card_rules`, those that come with the package; without `day_rules` nothing can be cleared or
+        sealed; without `provider` there are no loads, persons, codes and assertions; without `tls` whoever calls is the machine's
+        own operator."""
         self._core = core
         self._loop = asyncio.get_running_loop()
         self.day = Day(lambda: core.journal.read(), self._ask_blocking, day_rules or DayRules())
@@ -350,6 +347,8 @@ class Service:
             "ListDevices": self._command(pb.ListDevicesRequest, e_cards.list_devices),
             "GetECard": self._command(pb.GetECardRequest, e_cards.get_e_card),
             "CancelECard": self._command(pb.CancelECardRequest, e_cards.cancel_e_card),
+        }
+
     def _card_life_methods(self, rules: CardRules) -> dict[str, Method]:
         pb = card_life_service_pb2
         report_loss = functools.partial(card_actions.report_loss, rules.temporary_loss_s)

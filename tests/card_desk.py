@@ -7,7 +7,7 @@ from typing import Any
 from harness import Harness
 from people import new_id, person, provider
 
-from yikatong.core import batches, card_actions, card_life, card_links, issuance, persons
+from yikatong.core import batches, card_actions, card_life, issuance, persons
 from yikatong.core.callers import LOCAL, Caller
 from yikatong.core.card_life import State
 from yikatong.core.change import Change

@@ -10,14 +10,14 @@ from people import citizen_number, keys, new_id, person, provider
 
 from yikatong.clients.connection import Connection
 from yikatong.clients.embedded import EmbeddedServer
-from yikatong.core import card_links, persons
+from yikatong.core import persons
 from yikatong.core.callers import LOCAL, Caller
 from yikatong.core.change import Change
 from yikatong.core.errors import CommitFailed, InvalidRequest
 from yikatong.core.keys.provider import KeyUnknown, SealedDataWrong
 from yikatong.core.keys.software import SoftwareProvider
 from yikatong.core.types import Deny, DocumentKind, Result
-from yikatong.v1 import access_pb2, journal_pb2
+from yikatong.v1 import access_pb2, card_service_pb2, journal_pb2
 from yikatong.v1 import person_service_pb2 as pb
 
 WHY = {"purpose": "card issue", "legal_basis": "Social Insurance Law, article 58"}
