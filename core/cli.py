@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from yikatong.bench.load_cli import load_command
 from yikatong.core import logs
 from yikatong.core.certs_cli import certs
+from yikatong.core.cards_cli import cards
 from yikatong.core.config import Settings, flag, read_settings
 from yikatong.core.day_cli import add_day_commands
 from yikatong.core.errors import YikatongError
@@ -229,6 +230,7 @@ def bench(names: tuple[str, ...], as_json: bool, tiny: bool) -> None:
 
 cli.add_command(load_command)
 cli.add_command(certs)
+cli.add_command(cards)
 add_day_commands(cli)
 add_keys_commands(cli)
 

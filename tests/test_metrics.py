@@ -28,6 +28,7 @@ from yikatong.core.errors import ConfigError
 from yikatong.core.keys.key_sets import KeySet
 from yikatong.core.late import Corrections
 from yikatong.core.metrics import CODES, KINDS, Metrics
+from yikatong.core.rules.card_rules import STEPS
 from yikatong.core.types import Result
 from yikatong.core.writer import Phase
 from yikatong.ext.engine import OUTCOME
@@ -393,6 +394,7 @@ def test_labels_hold_nothing_of_a_card_a_person_or_a_terminal(metrics: Metrics) 
         "reason": {"no_tariff", "no_rule", "unknown_stop"},
         "direction": {"taken", "given"},
         "method_class": {"general", "personal", "proof"},
+        "step": set(STEPS),
     }
     of_code = {"grpc_service", "grpc_method", "version", "le"}  # from descriptors, the package, constants
     for sample in series(metrics):
