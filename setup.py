@@ -127,6 +127,7 @@ setup(
     ext_modules=cythonize(
         [
             extension("ext/sm3", SM3),
+            extension("ext/sm2", ["ext/sm2_openssl.c"]),
             extension("ext/sm4", SM4),
             extension("ext/key_holder", ["ext/sm4_gcm.c", *SM4, *SM3]),
             extension("ext/engine", ENGINE + SM4),

@@ -10,13 +10,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from yikatong.bench import bulk, day, engine, fares, journal, latency, mac, restart, unary
+from yikatong.bench import bulk, day, engine, fares, journal, latency, mac, restart, ride_code, unary
 from yikatong.bench.result import BenchResult, Progress
 from yikatong.core import tap_port
 from yikatong.core.cli import progress_bars
 
 BENCHES: Final[dict[str, tuple[Callable[..., list[BenchResult]], dict[str, Any]]]] = {
     "mac": (mac.run, {"taps": 2_000, "seconds": 0.2}),
+    "ride-code": (ride_code.run, {"codes": 5, "seconds": 0.1}),
     "fares": (fares.run, {"cards": 500, "rides": 5_000, "twin_rides": 500, "turns": 1}),
     "engine": (engine.run, {"cards": 2_000, "taps": 16_384, "naive_taps": 500, "turns": 2}),
     "journal": (journal.run, {"accounts": 2_000, "seconds": 0.2}),

@@ -127,6 +127,19 @@ BATCH_ROWS_AT_ONCE: Final = 64  # in one change: some 20 ms, between which taps 
 BATCH_LINE_BYTES_MAX: Final = 4_096
 HEIRS_LOOKED_AT: Final = 64  # replaced cards looked at in one go for money that came to them late
 OVERDUE_COUNTED_MAX: Final = 4_000  # overdue applications that the metric counts: as SCAN_DOCUMENTS_MAX
+CODE_BYTES_MAX: Final = 664  # of any code: a ride code with all of its custom data is 587; a QR code of that size is hard to read
+CODE_ITEMS_MAX: Final = 1_024  # taps by code in one request: at three signatures each some two seconds of one core
+CODE_S: Final = 60  # an online code is good so long
+CODE_KEPT_S: Final = 3_600  # an online code that is over is told from one that never was so long
+CODE_USES_KEPT_S: Final = 35 * 86_400  # after which a ride code is too old to be uploaded: longer than any terminal stores taps
+CODES_SWEPT_MAX: Final = 64  # forgotten with one command: more than a command adds, but for a full batch
+CODE_CLOCK_S: Final = 300  # a terminal that taps online may be off so much, as taps may be ahead
+RIDE_CODE_PARTS_MAX: Final = 20_000  # issuer parts that were checked: some 10 MiB; a gate sees a few thousand phones a day
+RIDE_CODE_VALIDITY_S: Final = 30  # default of the setting; the profile's
+RIDE_CODE_HOURS: Final = (
+    24  # default of the setting: how long a phone rides without network, and a lost one at gates without lists
+)
+RIDE_CODE_LIMIT_FEN: Final = 5_000  # default of the setting: above every city fare
 # ---- clearing ----
 CLEAR_CHUNK_RECORDS: Final = 1 << 16  # looked at in one go: 8 MiB, which the caches of two cores hold
 CLEAR_GREY_MAX: Final = 8_192  # debits of grey records posted with one window, all in one group; the rest with the next
