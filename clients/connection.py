@@ -15,6 +15,7 @@ from yikatong.v1 import (
     card_life_service_pb2_grpc,
     card_service_pb2_grpc,
     clearing_service_pb2_grpc,
+    code_service_pb2_grpc,
     deny_list_service_pb2_grpc,
     e_card_service_pb2_grpc,
     exception_service_pb2_grpc,
@@ -68,6 +69,7 @@ class Connection:
         self.purses = purse_service_pb2_grpc.PurseServiceStub(self.channel)
         self.e_cards = e_card_service_pb2_grpc.ECardServiceStub(self.channel)
         self.loads = load_service_pb2_grpc.LoadServiceStub(self.channel)
+        self.codes = code_service_pb2_grpc.CodeServiceStub(self.channel)
         self.settlement = settlement_service_pb2_grpc.SettlementServiceStub(self.channel)
 
     def close(self) -> None:

@@ -17,8 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from yikatong.bench.load_cli import load_command
 from yikatong.core import logs
-from yikatong.core.certs_cli import certs
 from yikatong.core.cards_cli import cards
+from yikatong.core.certs_cli import certs
 from yikatong.core.config import Settings, flag, read_settings
 from yikatong.core.day_cli import add_day_commands
 from yikatong.core.errors import YikatongError

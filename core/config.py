@@ -21,7 +21,7 @@ def _setting(default: Any, text: str, low: float | None = None, high: float | No
 PATHS: Final = frozenset(
     {
         "data", "keys", "key_passphrase_file", "sdf_pin_file", "purse_rules", "card_rules", "agreements", "seal_key", "tariffs",
-        "tls_certificate", "tls_key", "tls_client_ca", "tls_client_crl",
+        "tls_certificate", "tls_key", "tls_client_ca", "tls_client_crl", "ride_code_certificate", "ride_code_authority",
     }
 )  # fmt: skip
 """Settings that are paths."""
@@ -87,6 +87,12 @@ class Settings:
     rate_proof_per_s: float = _setting(
         limits.RATE_PROOF_PER_S, "likewise, of methods that take a secret (code, proof, ticket)", 0, limits.RATE_PER_S_MAX
     )
+    ride_code_certificate: str = _setting(
+        "", "file of the issuer's certificate in offline ride codes, 117 bytes; without it none"
+    )
+    ride_code_authority: str = _setting("", "PEM file of the SM2 key of the authority that signed ride_code_certificate")
+    ride_code_hours: int = _setting(limits.RIDE_CODE_HOURS, "how long a phone makes ride codes without network, hours", 1, 720)
+    ride_code_limit_fen: int = _setting(limits.RIDE_CODE_LIMIT_FEN, "what a trip by ride code may cost, fen", 1, (1 << 24) - 1)
     drain_s: float = _setting(limits.DRAIN_S, "how long calls in flight may take to finish on SIGTERM, seconds", 0, 3600)
 
     def __post_init__(self) -> None:

@@ -31,16 +31,19 @@ DAY_NAMES: Final = (
 )
 """Between the steps of clearing, settling and sealing a window (core/day.py)."""
 
+CODE_NAMES: Final = ("code-reserved",)
+"""Between a code's reservation and its tap (core/codes.py)."""
+
+ALL_NAMES: Final = (*NAMES, *DAY_NAMES, *CODE_NAMES)
+
 _hits: dict[str, int] = {}
 
 
 def _parse(text: str) -> tuple[str, int, str]:
     name, _, rest = text.partition(":")
     hit, _, action = rest.partition(":")
-    if name not in (*NAMES, *DAY_NAMES) or (action or "kill") not in ("kill", "error") or not (hit or "1").isdigit():
-        raise ValueError(
-            f"YIKATONG_FAILPOINT: {text!r} is not NAME[:HIT][:ACTION] with a NAME of {', '.join((*NAMES, *DAY_NAMES))}"
-        )
+    if name not in ALL_NAMES or (action or "kill") not in ("kill", "error") or not (hit or "1").isdigit():
+        raise ValueError(f"YIKATONG_FAILPOINT: {text!r} is not NAME[:HIT][:ACTION] with a NAME of {', '.join(ALL_NAMES)}")
     return name, int(hit or "1"), action or "kill"
 
 

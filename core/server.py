@@ -22,6 +22,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from yikatong.core import authorizations, card_life, issuance, limits, persons, replacement, tap_port
+from yikatong.core.codes import RideCodeRules
 from yikatong.core.commands import Command
 from yikatong.core.config import Settings
 from yikatong.core.day import DayRules
@@ -160,6 +161,10 @@ class Server:
     async def _listen(self, day_rules: DayRules) -> None:
         settings, tls = self.settings, self.tls
         self.metrics.watch_deny_list(lambda: self.core.deny_list)
+        ride_codes = RideCodeRules.read(
+            settings.ride_code_certificate, settings.ride_code_authority, settings.ride_code_hours,
+            settings.ride_code_limit_fen, self._keys.provider,
+        )  # fmt: skip
         service = Service(
             self.core,
             self.metrics,
@@ -169,6 +174,7 @@ class Server:
             tls=tls,
             settlement_bank=settings.settlement_bank,
             e_card_devices_max=settings.e_card_devices_max,
+            ride_code_rules=ride_codes,
             rates=Rates(settings.rate_general_per_s, settings.rate_personal_per_s, settings.rate_proof_per_s),
             card_rules=self._card_rules,
         )

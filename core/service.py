@@ -6,6 +6,7 @@ taps, or, where they read the journal, beside it."""
 import asyncio
 import functools
 import logging
+import secrets
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
@@ -21,6 +22,7 @@ from yikatong.core import (
     authorizations,
     batches,
     card_actions,
+    codes,
     commands,
     deny_list,
     disputes,
@@ -42,8 +44,10 @@ from yikatong.core import (
 from yikatong.core.access import Access, Resolved
 from yikatong.core.callers import LOCAL, Caller, bound_of, current, serving
 from yikatong.core.certificates import identity_of_pem
+from yikatong.core.codes import CodeChecker, RideCodeRules
 from yikatong.core.day import Day, DayRules
 from yikatong.core.errors import ConfigError, DeadlineOver, Forbidden, InvalidRequest, Overloaded, YikatongError
+from yikatong.core.failpoints import failpoint
 from yikatong.core.keys.provider import KeyProvider
 from yikatong.core.memory import Memory
 from yikatong.core.metrics import Metrics
@@ -57,6 +61,7 @@ from yikatong.core.rules.purse_rules import read as read_purse_rules
 from yikatong.core.status import status_of
 from yikatong.core.tls import Tls
 from yikatong.core.totals import operator_totals
+from yikatong.core.types import Result, wire
 from yikatong.core.writer import Core, Work
 from yikatong.ext.engine import NONE, local_seconds
 from yikatong.v1 import (
@@ -67,6 +72,7 @@ from yikatong.v1 import (
     card_life_service_pb2,
     card_service_pb2,
     clearing_service_pb2,
+    code_service_pb2,
     deny_list_service_pb2,
     e_card_service_pb2,
     exception_service_pb2,
@@ -111,6 +117,7 @@ DESCRIPTORS: Final = [
         load_service_pb2,
         card_life_service_pb2,
         issuance_service_pb2,
+        code_service_pb2,
     )
     for descriptor in module.DESCRIPTOR.services_by_name.values()
 ]
@@ -167,6 +174,7 @@ class Service:
         e_card_devices_max: int = limits.E_CARD_DEVICES_MAX,
         rates: Rates | None = None,
         card_rules: CardRules | None = None,
+        ride_code_rules: RideCodeRules = RideCodeRules(),  # noqa: B008 (it is immutable)
     ) -> None:
         """Without `rules` and `card_rules`, those that come with the package; without `day_rules` nothing can be cleared or
         sealed; without `provider` there are no loads, persons, codes and assertions; without `tls` whoever calls is the machine's
@@ -295,6 +303,7 @@ class Service:
         }
         if provider is not None:
             self.methods["yikatong.v1.ECardService"] = self._e_card_methods(provider, e_card_devices_max)
+            self.methods["yikatong.v1.CodeService"] = self._code_methods(provider, ride_code_rules)
         self.oversight.watch(self.methods)
 
     def _authorization_methods(self, rules: PurseRules) -> dict[str, Method]:
@@ -379,6 +388,14 @@ class Service:
             "UploadBatchRows": functools.partial(self.upload_batch_rows, rules),
             "GetBatch": self._command_by(pb.GetBatchRequest, batches.get_batch),
             "ListBatchRows": self._command_by(pb.ListBatchRowsRequest, batches.list_batch_rows),
+        }
+
+    def _code_methods(self, provider: KeyProvider, rules: RideCodeRules) -> dict[str, Method]:
+        checker = CodeChecker(rules)
+        return {
+            "GetCode": functools.partial(self.get_code, provider),
+            "GetRideCode": functools.partial(self.get_ride_code, provider, rules),
+            "TapByCode": functools.partial(self.tap_by_code, provider, checker),
         }
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
@@ -649,6 +666,54 @@ class Service:
             return response.SerializeToString()
 
         return await asyncio.to_thread(work)
+
+    async def get_code(self, provider: KeyProvider, request: bytes, deadline: float | None) -> bytes:
+        """CodeService.GetCode."""
+        message = parse(code_service_pb2.GetCodeRequest, request)
+        random = secrets.token_bytes(codes.TOKEN_RANDOM_BYTES)
+        work = Work(command=lambda memory, time_us: codes.get_code(provider, random, memory, message, time_us), deadline=deadline)
+        response: Message = await self._submit(work)
+        return response.SerializeToString()
+
+    async def get_ride_code(self, provider: KeyProvider, rules: RideCodeRules, request: bytes, deadline: float | None) -> bytes:
+        """CodeService.GetRideCode: the writer says whether, the provider signs beside it."""
+        message = parse(code_service_pb2.GetRideCodeRequest, request)
+        work = Work(command=lambda memory, time_us: codes.grant_ride_code(provider, memory, message, time_us), deadline=deadline)
+        grant = await self._submit(work)
+        if isinstance(grant, Result):
+            return code_service_pb2.GetRideCodeResponse(result=wire(grant)).SerializeToString()
+        response = await asyncio.to_thread(codes.issue_ride_code, provider, rules, grant)
+        return response.SerializeToString()
+
+    async def tap_by_code(self, provider: KeyProvider, checker: CodeChecker, request: bytes, deadline: float | None) -> bytes:
+        """CodeService.TapByCode: signatures are verified beside the writer, codes reserved on it; what follows is a tap."""
+        message = parse(code_service_pb2.TapByCodeRequest, request)
+        codes.check_items(message.taps)
+        checked = await asyncio.to_thread(checker.check, message.taps)
+        work = Work(
+            command=lambda memory, time_us: codes.reserve(provider, memory, checked, message.stored, time_us), deadline=deadline
+        )
+        answers = await self._submit(work)
+        reserved = [each for each in answers if isinstance(each, codes.Reserved)]
+        failpoint("code-reserved")
+        await asyncio.to_thread(codes.prove, provider, self._core.key_levels, reserved)
+        outcomes = iter(await self._run_taps([each.tap for each in reserved], stored=message.stored))
+        response = code_service_pb2.TapByCodeResponse(
+            outcomes=[next(outcomes) if isinstance(each, codes.Reserved) else each for each in answers]
+        )
+        return response.SerializeToString()
+
+    async def _run_taps(self, taps: list[tap_service_pb2.Tap], *, stored: bool) -> list[tap_service_pb2.TapOutcome]:
+        """Taps through the flow of all taps, as if they had come in requests of their own."""
+        if not taps:
+            return []
+        if stored:
+            request = tap_service_pb2.SubmitTapsRequest(taps=taps).SerializeToString()
+            answer = await self._submit(Work(request=request, stored=True))
+            return list(tap_service_pb2.SubmitTapsResponse.FromString(answer).outcomes)
+        requests = [tap_service_pb2.AuthorizeTapRequest(tap=tap).SerializeToString() for tap in taps]
+        answered = await asyncio.gather(*(self._submit(Work(request=each, stored=False)) for each in requests))
+        return [tap_service_pb2.AuthorizeTapResponse.FromString(each).outcome for each in answered]
 
     async def ingest_bank_file(self, request: bytes, deadline: float | None) -> bytes:
         """ReconciliationService.IngestBankFile."""
