@@ -1,7 +1,7 @@
 """Verify a data directory without trusting the engine: the hash chain, every balance against its postings, the sum of all."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +12,8 @@ from yikatong.core import types
 from yikatong.core.errors import Damaged
 from yikatong.core.journal import GENESIS, Journal, JournalReader, sm3
 from yikatong.core.memory import EngineSettings, Memory
+from yikatong.core.seal import verify_seals
+from yikatong.core.sm2 import PublicKey
 from yikatong.core.store import DataDirectory
 from yikatong.ext.engine import audit
 
@@ -32,11 +34,18 @@ class CheckReport:
     operators: int
     accounts: int
     turnover_fen: int
+    seals: int  # of windows, each over the records that are there
     head: str  # SM3 of the last header, which vouches for all before it
 
 
-def check(path: Path, settings: EngineSettings, progress: Progress = lambda done, total: None) -> CheckReport:
-    """Verify everything; raises Damaged (or another DataError) naming the first fault. A server may be running meanwhile."""
+def check(
+    path: Path,
+    settings: EngineSettings,
+    progress: Progress = lambda done, total: None,
+    seal_key: PublicKey | None = None,
+) -> CheckReport:
+    """Verify everything, signatures of seals where there is a key for it; raises Damaged (or another DataError) naming the first
+    fault. A server may be running meanwhile."""
     with DataDirectory(path, readonly=True) as directory:
         memory = Memory(directory, Journal(directory.journal), [], settings)
         try:
@@ -45,11 +54,13 @@ def check(path: Path, settings: EngineSettings, progress: Progress = lambda done
             records = memory.engine.next_sequence - 1
             with JournalReader(directory.journal) as reader:
                 balances, held, report = _audit_journal(reader, records, progress)
+                seals = [bytes(seal) for _, seal in memory.documents.scan(types.DocumentKind.SEAL)]
+                verify_seals(reader, seals, seal_key)
             _compare(memory.engine.balances_fen(), balances)
             _compare_holds(memory.engine.holds_fen(), held)
         finally:
             memory.close()
-        return report
+        return replace(report, seals=len(seals))
 
 
 def _compare(state: Balances, sums: Balances) -> None:
@@ -122,6 +133,7 @@ def _audit_journal(reader: JournalReader, until: int, progress: Progress) -> tup
             operators=counts[types.RecordKind.OPERATOR],
             accounts=len(balances),
             turnover_fen=turnover_fen,
+            seals=0,
             head=previous.hex(),
         ),
     )

@@ -166,16 +166,19 @@ def replay(
 
 @cli.command()
 @data_option
-def check(data: Path) -> None:
-    """Verify hash chain, balances and books of a data directory. Exit status 1, and the first fault named, otherwise."""
+@click.option("--seal-public-key", type=click.Path(path_type=Path), help="PEM file of the key that windows are sealed with")
+def check(data: Path, seal_public_key: Path | None) -> None:
+    """Verify hash chain, balances, books and seals of a data directory. Exit status 1, and the first fault named, otherwise."""
     from yikatong.core.check import check as run_check
+    from yikatong.core.sm2 import PublicKey
 
+    key = None if seal_public_key is None else PublicKey.read(seal_public_key)
     with progress_bars() as advance:
-        report = run_check(data, EngineSettings(), lambda done, total: advance("auditing the journal", done, total))
+        report = run_check(data, EngineSettings(), lambda done, total: advance("auditing the journal", done, total), key)
     OUT.print(
         f"{data}: sound. {report.records:,} records in {report.groups:,} groups; {report.cards:,} cards, "
         f"{report.terminals:,} terminals, {report.operators:,} operators; {report.accounts:,} accounts sum to 0; "
-        f"turnover {report.turnover_fen / 100:,.2f} CNY.\nhead {report.head}",
+        f"turnover {report.turnover_fen / 100:,.2f} CNY; {report.seals:,} windows sealed.\nhead {report.head}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
 

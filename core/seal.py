@@ -16,7 +16,7 @@ import numpy as np
 
 from yikatong.core import merkle, types
 from yikatong.core.clear import chunks, date_of
-from yikatong.core.errors import NotFound, YikatongError
+from yikatong.core.errors import Damaged, NotFound, YikatongError
 from yikatong.core.journal import JournalReader
 from yikatong.core.positions import Line, LineKind, Position
 from yikatong.core.sm2 import PrivateKey, PublicKey
@@ -157,6 +157,28 @@ def _verify_seal(document: Any, key: PublicKey) -> dict[str, Any]:
     if document["records"] != document["last_sequence"] - document["first_sequence"] + 1:
         raise ReceiptWrong("the seal contradicts itself on how many records there are")
     return said
+
+
+def verify_seals(reader: JournalReader, seals: Sequence[bytes], key: PublicKey | None) -> None:
+    """Hold the journal against the seals of all its windows, in order of date. Without a key, their signatures are not looked at.
+    Raises Damaged."""
+    previous = NO_SEAL
+    for raw in seals:
+        document = json.loads(raw)
+        place = f"the seal of {document['settlement_date']}"
+        try:
+            if key is not None:
+                verify_seal(raw, key)
+        except ReceiptWrong as error:
+            raise Damaged(f"{place}: {error}") from error
+        if document["previous_seal"] != previous:
+            raise Damaged(f"{place}: it does not follow on the one before")
+        window = Range(document["settlement_date"], document["first_sequence"], document["last_sequence"])
+        if merkle.root(records_tree(reader, window)).hex() != document["records_root"]:
+            raise Damaged(
+                f"{place}: the journal's records {window.first_sequence} to {window.last_sequence} are not those sealed"
+            )
+        previous = seal_digest(raw).hex()
 
 
 # ---- receipts ----

@@ -16,7 +16,7 @@ from typing import Self
 import lmdb
 
 from yikatong.core import limits
-from yikatong.core.errors import CommitFailed, DataError, DirectoryInUse
+from yikatong.core.errors import CommitFailed, DataError, DirectoryInUse, Unavailable
 from yikatong.core.failpoints import failpoint
 
 JOURNAL = "journal"
@@ -147,7 +147,11 @@ class Store:
             raise DataError(f"{self.path}: {error}") from error
 
     def read(self) -> Reader:
-        return Reader(self)
+        """Raises Unavailable while the file is closed because the core starts anew from it."""
+        try:
+            return Reader(self)
+        except lmdb.Error as error:
+            raise Unavailable(f"{self.path.name} cannot be read now") from error
 
     @contextmanager
     def write(self, failpoints: str = "") -> Iterator[Writer]:
