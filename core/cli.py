@@ -24,6 +24,7 @@ from yikatong.core.day_cli import add_day_commands
 from yikatong.core.errors import YikatongError
 from yikatong.core.keys.cli import add_keys_commands
 from yikatong.core.memory import EngineSettings
+from yikatong.core.oversight_cli import add_oversight_commands
 
 OUT = Console()
 ERR = Console(stderr=True)
@@ -236,6 +237,7 @@ cli.add_command(certs)
 cli.add_command(cards)
 add_day_commands(cli)
 add_keys_commands(cli)
+add_oversight_commands(cli)
 
 if __name__ == "__main__":
     main()
