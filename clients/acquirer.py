@@ -10,8 +10,13 @@ sent again, by this process or by one after it, without being done twice. What h
     none by the deadline of an online payment  reversed: the reversal is stored with it, and sent until it is answered
 
 An authorisation and what follows it are sent in the order in which they were stored. One process has the file, one thread uses
-it."""
+it.
 
+    python -m yikatong.clients.acquirer --server HOST:PORT --ca ca.pem --certificate a.pem --key a.key authorize \\
+        --queue till.db --merchant shop-1 --category 5814 --card 4416… --fen 1250
+"""
+
+import functools
 import random
 import secrets
 import sqlite3
@@ -20,24 +25,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
+import click
 import grpc
 
-from yikatong.clients.connection import Connection, retry_delay_s
-from yikatong.core.errors import YikatongError
+from yikatong.clients.command import connected, name_of, run, say
+from yikatong.clients.connection import Connection, Fate, fate_of, retry_delay_s
+from yikatong.core.callers import Caller
+from yikatong.core.errors import InvalidRequest, YikatongError
+from yikatong.v1 import access_pb2, result_pb2
 from yikatong.v1 import authorization_service_pb2 as pb
-
-TRANSIENT: Final = frozenset(
-    {
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.ABORTED,
-        grpc.StatusCode.CANCELLED,
-        grpc.StatusCode.INTERNAL,
-        grpc.StatusCode.UNKNOWN,
-    }
-)
-"""After these a request may have been done or not, and the next attempt will tell."""
 
 METHODS: Final[dict[str, tuple[Any, Any]]] = {
     "Authorize": (pb.AuthorizeRequest, pb.AuthorizeResponse),
@@ -381,7 +377,7 @@ class Acquirer:
         attempts, online = self._database.execute(
             "SELECT attempts, online FROM work WHERE request_id = ?", (request_id,)
         ).fetchone()
-        transient = error.code() in TRANSIENT
+        transient = fate_of(error) is not Fate.REFUSED  # done or not: the next attempt will tell
         reason = f"{error.code().name}: {error.details()}"
         if not transient or (attempts >= self._rules.attempts_max and not online):  # online, the deadline is the bound
             if transient:
@@ -425,3 +421,104 @@ def _kept(row: tuple[Any, ...]) -> Kept:
     request_type, response_type = METHODS[method]
     answer = None if response is None else response_type.FromString(response)
     return Kept(request_id, method, request_type.FromString(raw), state, attempts, answer, reason)
+
+
+# ---- on the command line ----
+
+
+def _request_id(text: str) -> bytes:
+    try:
+        raw = bytes.fromhex(text)
+    except ValueError:
+        raw = b""
+    if len(raw) != 16:
+        raise InvalidRequest("authorization", "32 hexadecimal digits are wanted")
+    return raw
+
+
+def _told(kept: Kept) -> dict[str, Any]:
+    told: dict[str, Any] = {"request_id": kept.request_id.hex(), "method": kept.method, "state": kept.state}
+    if kept.response is not None:
+        told["result"] = result_pb2.Result.Name(kept.response.result).removeprefix("RESULT_")
+    return told | ({"reason": kept.reason} if kept.reason else {})
+
+
+@click.group()
+def acquirer() -> None:
+    """A till: payments, and what is still to be sent of them."""
+
+
+def _till(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command its `till`."""
+
+    @click.option("--queue", type=click.Path(path_type=Path), required=True, help="the till's own file")
+    @connected
+    @functools.wraps(command)
+    def wrapped(connection: Connection, caller: Caller, queue: Path, **rest: Any) -> None:
+        with Acquirer(connection, name_of(caller, access_pb2.ROLE_ACQUIRER, "acquirer"), queue) as till:
+            command(till=till, **rest)
+
+    return wrapped
+
+
+@acquirer.command()
+@click.option("--merchant", required=True, help="id of the merchant")
+@click.option("--category", required=True, help="its category code, 4 digits")
+@click.option("--card", required=True, help="card number")
+@click.option("--fen", type=int, required=True, help="amount")
+@_till
+def authorize(till: Acquirer, merchant: str, category: str, card: str, fen: int) -> None:
+    """Hold an amount now; the answer names the authorisation for what follows."""
+    request_id = secrets.token_bytes(16)
+    response = till.authorize(merchant, category, card, fen, request_id=request_id)
+    say({"authorization": request_id.hex(), "result": result_pb2.Result.Name(response.result).removeprefix("RESULT_"),
+         "available_after_fen": response.available_after_fen})  # fmt: skip
+
+
+def _follow_up(till: Acquirer, request_id: bytes) -> None:
+    left = till.drain(10)
+    kept = till.find(request_id)
+    assert kept is not None
+    say(_told(kept) | {"waiting": left})
+
+
+@acquirer.command()
+@click.argument("authorization")
+@click.option("--fen", type=int, required=True, help="amount")
+@click.option("--final", is_flag=True, help="let the rest of the hold go")
+@_till
+def capture(till: Acquirer, authorization: str, fen: int, final: bool) -> None:
+    """Take what is on hold, or a part of it; sent at once where there is a connection."""
+    _follow_up(till, till.capture(_request_id(authorization), fen, final=final))
+
+
+@acquirer.command()
+@click.argument("authorization")
+@_till
+def void(till: Acquirer, authorization: str) -> None:
+    """Let a hold go."""
+    _follow_up(till, till.void(_request_id(authorization)))
+
+
+@acquirer.command()
+@click.argument("authorization")
+@click.option("--fen", type=int, required=True, help="amount")
+@_till
+def refund(till: Acquirer, authorization: str, fen: int) -> None:
+    """Give captured money back."""
+    _follow_up(till, till.refund(_request_id(authorization), fen))
+
+
+@acquirer.command()
+@click.option("--seconds", type=click.FloatRange(0, 86_400), default=60.0, show_default=True, help="how long to try")
+@_till
+def send(till: Acquirer, seconds: float) -> None:
+    """Send what waits, and tell what failed."""
+    left = till.drain(seconds)
+    for kept in till.failed():
+        say(_told(kept))
+    say({"waiting": left})
+
+
+if __name__ == "__main__":
+    run(acquirer)

@@ -106,7 +106,8 @@ class Revocations:
             if found.next_update_utc is None:
                 raise CertificateError(f"the revocation list of {name} does not say until when it is good")
             self.ends_s = min(self.ends_s, found.next_update_utc.timestamp())
-            self._revoked[found.issuer.public_bytes()] = frozenset(entry.serial_number for entry in found)
+            issuer = found.issuer.public_bytes()  # an authority may have a new key under its old name, and then two lists
+            self._revoked[issuer] = self._revoked.get(issuer, frozenset()) | {entry.serial_number for entry in found}
 
     def __len__(self) -> int:
         return sum(map(len, self._revoked.values()))

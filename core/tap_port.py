@@ -179,11 +179,13 @@ class TapPort:
             return transport.Peer(LOCAL)
         try:
             shown = connection.get_extra_info("ssl_object").getpeercert(True)
-            caller = tls.identify(identity_of_der(shown) if shown else None)
+            identity = identity_of_der(shown) if shown else None
+            caller = tls.identify(identity)
         except Unauthenticated as error:
             failure = _failure(error)
             return transport.Peer(None, 0, {number: failure for number in self._methods if self._methods[number] != HEALTH_CHECK})
-        return transport.Peer(caller, bound_of(caller), self._forbidden(caller))
+        assert identity is not None
+        return transport.Peer(caller, bound_of(caller), self._forbidden(caller), identity.ends_s)
 
     def _forbidden(self, caller: Caller) -> dict[int, Any]:
         failures = {}

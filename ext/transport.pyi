@@ -11,7 +11,10 @@ class Peer:
     caller: Any
     bound: int
     failures: Mapping[int, Failure]
-    def __init__(self, caller: Any, bound: int = ..., failures: Mapping[int, Failure] | None = ...) -> None: ...
+    ends_s: float
+    def __init__(
+        self, caller: Any, bound: int = ..., failures: Mapping[int, Failure] | None = ..., ends_s: float = ...
+    ) -> None: ...
 
 class Failure:
     code: int

@@ -115,12 +115,12 @@ cdef uint64_t thread_us() noexcept nogil:
 
 class Peer:
     """Who is at the other end of a connection: `caller` (anything), `bound` (whose taps it may bring: engine.pyx) and `failures`, a
-    Failure for each method, by its number, that it may not call."""
+    Failure for each method, by its number, that it may not call. From `ends_s` on (time.time's) it must be asked for anew."""
 
-    __slots__ = ("bound", "caller", "failures")
+    __slots__ = ("bound", "caller", "ends_s", "failures")
 
-    def __init__(self, caller, bound=0, failures=None):
-        self.caller, self.bound, self.failures = caller, bound, failures or {}
+    def __init__(self, caller, bound=0, failures=None, ends_s=float("inf")):
+        self.caller, self.bound, self.failures, self.ends_s = caller, bound, failures or {}, ends_s
 
 
 class Failure:
@@ -191,6 +191,7 @@ cdef class Connection:
     cdef Transport owner
     cdef object socket
     cdef object peer
+    cdef double peer_ends_s
     cdef bint paused
 
     def __cinit__(self, Transport owner):
@@ -224,7 +225,7 @@ cdef class Connection:
         peer = self.owner.identify(self.socket)
         for method in peer.failures:
             forbidden |= <uint32_t>1 << <int>method
-        self.peer = peer
+        self.peer, self.peer_ends_s = peer, peer.ends_s
         self.connection.bound = peer.bound
         self.connection.forbidden = forbidden
 
@@ -492,8 +493,10 @@ cdef class Transport:
     def tick(self, double now_s=0):
         """Once a second: time limits, and what a connection earns back. `now_s` (time.monotonic's) only for tests."""
         cdef uint64_t now_us = <uint64_t>(now_s * 1e6) if now_s else monotonic_us()
-        cdef uint16_t method, code
+        cdef double wall_s = time.time()
         for connection in list(self.connections):
+            if self.identify is not None and wall_s >= (<Connection>connection).peer_ends_s:
+                (<Connection>connection).identify()
             (<Connection>connection).tick(now_us)
 
     def take_refused(self):

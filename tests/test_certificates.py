@@ -117,12 +117,12 @@ def tls_arguments(folder: Path) -> list[str]:
 class City:
     """A server, its authority, and who calls."""
 
-    def __init__(self, folder: Path, key_file: Path) -> None:
+    def __init__(self, folder: Path, key_file: Path, *arguments: str) -> None:
         self.folder = folder
         self.authority = Authority.make(folder, "city", 2)
         write_pair(self.authority, folder / "server", SERVER, 1)
         self.operator = caller_files(self.authority, "yikatong:operator:anna")
-        self.server = EmbeddedServer(folder / "data", key_file, *tls_arguments(folder), insecure=False)
+        self.server = EmbeddedServer(folder / "data", key_file, *tls_arguments(folder), *arguments, insecure=False)
 
     def both(self, shown: Files, stack: ExitStack) -> tuple[Connection, Connection]:
         """Connections to the service port and the tap port."""
