@@ -23,6 +23,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from yikatong.core.callers import LOCAL, ROLE_NAMES, Caller
 from yikatong.core.errors import Forbidden, InvalidRequest, NotFound
+from yikatong.core.identifiers import is_within
 from yikatong.core.memory import OPERATOR_PREFIX, Memory
 from yikatong.core.merchants import ACQUIRER_PREFIX
 from yikatong.v1 import access_pb2
@@ -54,6 +55,12 @@ OTHER_CHECKS: Final[Mapping[tuple[str, int], str]] = {
     ("ExceptionService.WithdrawDispute", DEPARTMENT): "Service: the dispute's card is in its district (RESOLVERS)",
     ("PurseService.FundPurse", DEPARTMENT): "Service: the purse's funder (RESOLVERS)",
     ("PurseService.ClosePurse", DEPARTMENT): "Service: the purse's funder (RESOLVERS)",
+    ("PersonService.RegisterPerson", DEPARTMENT): "core/persons.py, check_data",
+    ("PersonService.GetPerson", DEPARTMENT): "core/persons.py, is_visible",
+    ("PersonService.CorrectPerson", DEPARTMENT): "core/persons.py, is_visible and check_data",
+    ("PersonService.ErasePerson", DEPARTMENT): "core/persons.py, is_visible",
+    ("PersonService.SetConcession", DEPARTMENT): "core/persons.py, is_visible",
+    ("PersonService.ListConcessionsDue", DEPARTMENT): "core/persons.py, is_visible: rows of its district only",
 }
 """Grants that no field of the messages can show to be kept, and where they are."""
 
@@ -190,8 +197,9 @@ def check_bank(caller: Caller, settlement_bank: str) -> None:
 
 
 def check_district(caller: Caller, district: str | None) -> None:
-    """Raises Forbidden when a caller that is kept to its district asks for what is in another one, or in none that is known."""
-    if caller.district and caller.district != district:
+    """Raises Forbidden when a caller that is kept to its district asks for what is neither in it nor in a part of it, or in none
+    that is known."""
+    if caller.district and not (district and is_within(district, caller.district)):
         raise Forbidden("district", f"not in the caller's district, {caller.district}, or not there")
 
 
@@ -241,7 +249,8 @@ class Access:
         rule = self.rules[service, method]
         scope = rule.grants[caller.role]
         elsewhere = (rule.name, caller.role) in OTHER_CHECKS
-        is_own, is_near = scope != OWN or elsewhere, not caller.district
+        is_own = scope != OWN or elsewhere
+        is_near = not caller.district or (scope == DISTRICT and elsewhere and rule.name not in self._resolvers)
         if not (is_own and is_near) or rule.name in self._resolvers:
             message = _parse(rule.method.input_type, request)
             resolved = await self._resolve(rule, message, caller)

@@ -193,7 +193,7 @@ class Server:
         self._metrics_server = self.metrics.start_server(settings.host, settings.metrics_port)
         self.metrics_port = self._metrics_server.port
         if tap_port.available():
-            self._taps = await TapPort.listen(self.core, self.metrics, settings, self.service_port, service.access, tls)
+            self._taps = await TapPort.listen(self.core, self.metrics, settings, self.service_port, service, tls)
         await self._grpc.start()
         loop = asyncio.get_running_loop()
 

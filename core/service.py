@@ -63,7 +63,7 @@ from yikatong.core.tls import Tls
 from yikatong.core.totals import operator_totals
 from yikatong.core.types import Result, wire
 from yikatong.core.writer import Core, Work
-from yikatong.ext.engine import NONE, local_seconds
+from yikatong.ext.engine import NONE, is_card_number, local_seconds
 from yikatong.v1 import (
     account_service_pb2,
     approval_service_pb2,
@@ -170,7 +170,6 @@ class Service:
         *,
         tls: Tls | None = None,
         settlement_bank: str = "",
-        district_of_card: access.DistrictOfCard = lambda memory, card_number: None,
         e_card_devices_max: int = limits.E_CARD_DEVICES_MAX,
         rates: Rates | None = None,
         card_rules: CardRules | None = None,
@@ -188,7 +187,7 @@ class Service:
         self._tls = tls
         self._settlement_bank = settlement_bank
         rules_of_access = [access.rule_of(method) for service in DESCRIPTORS for method in service.methods]
-        self.access = Access(rules_of_access, lambda command: self._ask(command, None), district_of_card, RESOLVERS)
+        self.access = Access(rules_of_access, lambda command: self._ask(command, None), _district_of_card, RESOLVERS)
         self.oversight = Oversight(
             lambda command, deadline: self._submit(Work(command=command, deadline=deadline)),
             lambda: core.journal.next_sequence, metrics, provider, persons.person_of_card, rates,
@@ -754,6 +753,13 @@ def _may_fetch(caller: Caller, name: str) -> bool:
         stems = (settle.file_stem(participant) for participant in access.participants_of(caller.name))
         return name.startswith(tuple(stem + "." for stem in stems))
     return caller.role != access.BANK or name.startswith(("payments.", "claims."))
+
+
+def _district_of_card(memory: Memory, card_number: str) -> str | None:
+    slot = int(memory.engine.find_card(card_number)) if is_card_number(card_number) else NONE
+    person = None if slot == NONE else persons.person_of_card(memory, slot)
+    document = None if person is None else persons.load(memory, person)
+    return None if document is None else document.district
 
 
 def _behind_dispute(memory: Memory, message: Any) -> Resolved:

@@ -15,13 +15,12 @@ from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2
 
 from yikatong.core import commands, limits
-from yikatong.core.access import Access
-from yikatong.core.callers import LOCAL, Caller, bound_of
+from yikatong.core.callers import LOCAL, Caller, bound_of, serving
 from yikatong.core.certificates import identity_of_der
 from yikatong.core.config import Settings
 from yikatong.core.errors import ConfigError, Forbidden, NotFound, Overloaded, Unauthenticated, Unavailable, YikatongError
 from yikatong.core.metrics import Metrics
-from yikatong.core.service import SERVICES, parse
+from yikatong.core.service import SERVICES, Service, parse
 from yikatong.core.status import status_of
 from yikatong.core.tap import DECODE_ERRORS, decode_error
 from yikatong.core.tls import Tls
@@ -92,10 +91,11 @@ class TapPort:
     """Made by `listen`; `port` is the one that was bound."""
 
     def __init__(
-        self, core: Core, metrics: Metrics, settings: Settings, service_port: int, access: Access, tls: Tls | None
+        self, core: Core, metrics: Metrics, settings: Settings, service_port: int, service: Service, tls: Tls | None
     ) -> None:
         self._core = core
-        self._access = access
+        self._access = service.access
+        self._serve_elsewhere = service.oversight.serve
         self._tls = tls
         self._metrics = metrics
         self._settings = settings
@@ -127,10 +127,10 @@ class TapPort:
 
     @classmethod
     async def listen(
-        cls, core: Core, metrics: Metrics, settings: Settings, service_port: int, access: Access, tls: Tls | None
+        cls, core: Core, metrics: Metrics, settings: Settings, service_port: int, service: Service, tls: Tls | None
     ) -> "TapPort":
         """Raises ConfigError when the port cannot be had."""
-        made = cls(core, metrics, settings, service_port, access, tls)
+        made = cls(core, metrics, settings, service_port, service, tls)
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         try:
             made._socket = socket.create_server((settings.host, settings.tap_port), family=family, backlog=BACKLOG)
@@ -262,35 +262,29 @@ class TapPort:
     # ---- the methods that are not taps ----
 
     def _get_balance(self, call: Any) -> None:
-        if not self._access.is_free(*GET_BALANCE, call.caller or LOCAL):
-            task = asyncio.ensure_future(self._get_balance_checked(call))
+        if call.caller is not LOCAL:
+            task = asyncio.ensure_future(self._serve_as_elsewhere(call))
             self._checking.add(task)
             task.add_done_callback(self._checking.discard)
             return
-        self._core.submit(self._balance_work(call, functools.partial(self._resolve_call, call)))
-
-    @staticmethod
-    def _balance_work(call: Any, tag: Any) -> Work:
         message = parse(account_service_pb2.GetBalanceRequest, call.message)
-        return Work(
-            command=lambda memory, time_us: commands.get_balance(memory, message, time_us), deadline=call.deadline, tag=tag
+        work = Work(
+            command=lambda memory, time_us: commands.get_balance(memory, message, time_us),
+            deadline=call.deadline,
+            tag=functools.partial(self._resolve_call, call),
         )
+        self._core.submit(work)
 
-    async def _get_balance_checked(self, call: Any) -> None:
-        """For callers that do not see every card."""
-
-        async def serve() -> bytes:
-            work = self._balance_work(call, asyncio.get_running_loop().create_future())
-            self._core.submit(work)
-            balance: bytes = (await work.tag).SerializeToString()
-            return balance
-
+    async def _serve_as_elsewhere(self, call: Any) -> None:
+        """As the service port serves it, with all that stands around its methods."""
+        service, method = self._methods[call.method]
         try:
-            response = await self._access.run(*GET_BALANCE, call.caller, call.message, serve)
+            with serving(call.caller):
+                response = await self._serve_elsewhere(f"{service}/{method}", call.message, call.deadline)
         except YikatongError as error:
             call.fail(_failure(error))
         except Exception:
-            log.exception("%s/%s failed", *GET_BALANCE)
+            log.exception("%s/%s failed", service, method)
             call.fail(_internal_failure())
         else:
             call.answer(response)

@@ -7,7 +7,7 @@ import pytest
 from google.rpc import error_details_pb2
 from hypothesis import given
 from hypothesis import strategies as st
-from service_port import ServicePort, department
+from service_port import ServicePort, department, operator
 
 from yikatong.core import limits
 from yikatong.core.errors import RateLimited
@@ -144,12 +144,12 @@ def test_what_a_caller_is_told() -> None:
 def test_at_the_service_port(tmp_path: Path, key_file: Path) -> None:
     """One caller's flood is refused and counted; the other caller and everybody's taps are not slowed."""
     with ServicePort(tmp_path / "data", key_file, Rates(general_per_s=0.001)) as port:
-        port.call("ClearingService/GetTrialBalance", caller=ONE)
+        port.call("ClearingService/GetTrialBalance", caller=operator("one"))
         with pytest.raises(RateLimited):
-            port.call("ClearingService/GetTrialBalance", caller=ONE)
-        port.call("ClearingService/GetTrialBalance", caller=OTHER)
+            port.call("ClearingService/GetTrialBalance", caller=operator("one"))
+        port.call("ClearingService/GetTrialBalance", caller=operator("other"))
         for _ in range(20):
             tap = tap_service_pb2.Tap(card_number="x")
-            port.call("TapService/AuthorizeTap", tap_service_pb2.AuthorizeTapRequest(tap=tap), caller=ONE)
+            port.call("TapService/AuthorizeTap", tap_service_pb2.AuthorizeTapRequest(tap=tap), caller=operator("one"))
         assert port.metric("yikatong_rate_limited_total", method_class="general") == 1
         assert port.metric("yikatong_rate_limited_total", method_class="personal") == 0
