@@ -140,6 +140,29 @@ RIDE_CODE_HOURS: Final = (
     24  # default of the setting: how long a phone rides without network, and a lost one at gates without lists
 )
 RIDE_CODE_LIMIT_FEN: Final = 5_000  # default of the setting: above every city fare
+
+# ---- logins, assertions, identity checks ----
+ASSERTION_S: Final = 300  # an assertion cannot be called back, so it is short
+ASSERTION_BYTES_MAX: Final = 8_192  # of a token: what servers take as a header
+LOGIN_QR_S: Final = 180  # from the QR code on the screen to the answer on the phone
+LOGIN_TICKET_S: Final = 60  # from the answer until the portal has fetched and redeemed the ticket
+LOGIN_SESSION_S: Final = 1_800  # how long after it a portal may read the allowed fields again, or hand the login on
+LOGINS_OPEN_MAX: Final = 1_000  # of one portal, begun and not answered: a flood of QR codes fills no memory
+CONSENT_S_MAX: Final = 366 * 86_400  # of a standing consent: then the person is asked again
+CONSENTS_MAX: Final = 64  # of one person
+CHALLENGE_S: Final = 60  # a card lies on the reader
+CHALLENGES_OPEN_MAX: Final = 1_000  # of one caller
+IDENTITY_EXPIRIES_MAX: Final = 256  # swept before one command, as holds are (EXPIRIES_MAX)
+PURPOSE_CHARACTERS_MAX: Final = 200  # of a purpose, a legal basis, a name on a screen: a sentence
+LOGIN_TEXT_CHARACTERS_MAX: Final = 512  # of state, nonce and redirect URI: what browsers and portals use
+CODE_CHARACTERS_MAX: Final = 1_024  # of a code that is to be resolved: a QR code that a phone's screen still shows well
+PORTALS_MAX: Final = 1_000  # in a file
+FOREIGN_CALLS_MAX: Final = 32  # at once to one foreign code service
+FOREIGN_S_DEFAULT: Final = 2.0  # for one answer of a foreign code service
+FOREIGN_FAILURES_MAX: Final = 5  # in a row, before a foreign service is left alone
+FOREIGN_PAUSE_S: Final = 10.0  # for so long; then one call tries
+FOREIGN_BYTES_MAX: Final = 16_384  # of such an answer
+
 # ---- clearing ----
 CLEAR_CHUNK_RECORDS: Final = 1 << 16  # looked at in one go: 8 MiB, which the caches of two cores hold
 CLEAR_GREY_MAX: Final = 8_192  # debits of grey records posted with one window, all in one group; the rest with the next
@@ -216,6 +239,7 @@ assert REQUEST_ITEMS_MAX + EXPIRIES_MAX * LEGS_MAX <= GROUP_RECORDS_MAX
 assert GROUP_TAPS_MAX >= REQUEST_ITEMS_MAX
 assert LOCKOUT_SUBJECT_BYTES_MAX < DOCUMENT_KEY_BYTES_MAX
 assert GROUP_RECORDS_MAX >= 2 * FILE_ROWS_MAX + 2  # an account and a posting for each row, the event, the bank's account
+assert LOGIN_TICKET_S <= ASSERTION_S <= LOGIN_SESSION_S
 assert SCAN_DOCUMENTS_MAX >= PAGE_SIZE_MAX
 assert DISPUTE_RESPOND_DAYS < DISPUTE_DECIDE_DAYS
 # A record that the ring no longer holds must be on disk when it is looked for.

@@ -18,10 +18,10 @@ from yikatong.core import limits
 from yikatong.core.keys import sdf
 from yikatong.core.keys.life import KeyState, KeyStep, Life
 from yikatong.core.keys.provider import ANY_ISSUER, OF_CARDS, SIGNING, KeyReference, Purpose
+from yikatong.core.keys.signers import Signer, make_signer
 from yikatong.core.keys.source import read_passphrase
 from yikatong.core.keys.store import Ceremony, CeremonyRefused, KeyStore, StoredKey, create, verify
 from yikatong.core.keys.transfer import COMPONENTS, join, read_wrapped, write_wrapped
-from yikatong.core.sm2 import PrivateKey
 from yikatong.ext import sm3
 from yikatong.ext.key_holder import KeyHolder
 
@@ -191,8 +191,8 @@ def generate_command(
     _done("made", stored)
 
 
-def _random(purpose: Purpose) -> KeyHolder | PrivateKey:
-    return PrivateKey.make() if purpose in SIGNING else KeyHolder.random()
+def _random(purpose: Purpose) -> KeyHolder | Signer:
+    return make_signer(purpose) if purpose in SIGNING else KeyHolder.random()
 
 
 @keys.command("import")

@@ -18,7 +18,7 @@ owner may be able to read it:
     version = 1
     index = 1
     issuer_id = "0000000000000000"   # zeros where a key has no issuer
-    value = "…"                      # 16 bytes, hex; for keys that sign, the PEM of an SM2 private key
+    value = "…"                      # 16 bytes, hex; for keys that sign, the PEM of an SM2 (oidc: P-256) private key
 """
 
 import secrets
@@ -28,8 +28,8 @@ from typing import Any, Final, NamedTuple
 
 from yikatong.core.errors import ConfigError
 from yikatong.core.keys.provider import ANY_ISSUER, OF_CARDS, SIGNING, KeyReference, Purpose, TapKey
+from yikatong.core.keys.signers import make_signer
 from yikatong.core.keys.software import HeldKey, SoftwareProvider
-from yikatong.core.sm2 import PrivateKey
 from yikatong.ext import sm4
 from yikatong.ext.key_holder import KeyHolder
 
@@ -165,7 +165,7 @@ def write(path: Path, key_set: KeySet, comment: str) -> None:
 
 
 def _new_key(purpose: Purpose) -> str:
-    value = PrivateKey.make().private_pem().decode() if purpose in SIGNING else secrets.token_bytes(16).hex()
+    value = make_signer(purpose).private_pem().decode() if purpose in SIGNING else secrets.token_bytes(16).hex()
     issuer = TEST_ISSUER_ID if purpose in OF_CARDS else ANY_ISSUER
     return (
         f'\n[[key]]\npurpose = "{purpose.name.lower()}"\nversion = 1\nindex = 1\nissuer_id = "{issuer.hex()}"\n'

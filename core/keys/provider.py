@@ -29,9 +29,11 @@ class Purpose(IntEnum):
     CODE_ISSUER = 7  # SM2: signs offline ride codes
     ASSERTION = 8  # SM2: signs login assertions
     TRANSPORT = 9  # wraps keys that leave one key store for another (SM4-GCM)
+    OIDC = 20  # P-256: signs ID tokens for portals whose libraries know no SM2
+    LOGIN = 21  # HMAC-SM3: contents of login QR codes, tickets, and how a person is called at a portal
 
 
-SIGNING: Final = (Purpose.CODE_ISSUER, Purpose.ASSERTION)
+SIGNING: Final = (Purpose.CODE_ISSUER, Purpose.ASSERTION, Purpose.OIDC)
 OF_CARDS: Final = (Purpose.PURCHASE, Purpose.TAC, Purpose.LOAD)
 """The purposes whose masters belong to an issuer and stand above its cards' keys."""
 
@@ -121,7 +123,8 @@ class KeyProvider(Protocol):
         HMAC-SM3 (GB/T 15852.2)."""
 
     def sign(self, key: KeyReference, message: bytes) -> bytes:
-        """SM2 signature with SM3 (GB/T 32918.2), user id 1234567812345678: r ‖ s, 64 bytes."""
+        """SM2 signature with SM3 (GB/T 32918.2), user id 1234567812345678; of purpose OIDC, ES256 (RFC 7518, 3.4). r ‖ s, 64
+        bytes."""
 
     def public_key(self, key: KeyReference) -> bytes:
-        """PEM of the public half of an SM2 key."""
+        """PEM of the public half of a key that signs."""

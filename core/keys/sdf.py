@@ -438,6 +438,8 @@ class DeviceFile(NamedTuple):
             stored = reader.key({name: value for name, value in item.items() if name != "sign_index"}, place, 16)
             if stored.key in keys:
                 raise reader.fail(place, f"{stored.describe()} stands there twice")
+            if stored.key.purpose is Purpose.OIDC:
+                raise reader.fail(f"{place}.purpose", "a device signs by SM2 alone, and oidc is a key on P-256")
             if (stored.key.purpose in SIGNING) != (sign_index > 0) or (sign_index > 0 and stored.sealed):
                 raise reader.fail(f"{place}.sign_index", "keys that sign have one and no value, others a value and 0")
             keys[stored.key] = DeviceKey(stored, sign_index)

@@ -22,7 +22,7 @@ from yikatong.core.keys.provider import (
     SealedDataWrong,
     TapKey,
 )
-from yikatong.core.sm2 import PrivateKey
+from yikatong.core.keys.signers import Signer, read_signer
 from yikatong.ext.key_holder import KeyHolder
 
 SYMMETRIC_BYTES: Final = 16
@@ -33,7 +33,7 @@ class HeldKey(NamedTuple):
     """One key: its value (None once it is destroyed), how far below it cards' keys are, whether the engine may keep what it
     derives from it, and its life."""
 
-    value: KeyHolder | PrivateKey | None
+    value: KeyHolder | Signer | None
     levels: int = LEVELS
     cached: bool = True
     life: Life = Life()
@@ -41,7 +41,7 @@ class HeldKey(NamedTuple):
 
 class SoftwareProvider:
     """A KeyProvider over keys that are given to it: 16 bytes each (buffers are wiped, where they can be), or for those that sign
-    the PEM of an SM2 private key; or HeldKeys.
+    the PEM of a private key; or HeldKeys.
 
     Raises ConfigError for a key that is neither. `now_s` is set to journal time by who serves."""
 
@@ -139,9 +139,9 @@ class SoftwareProvider:
             raise KeyUnknown(key)
         return value
 
-    def _signer(self, key: KeyReference, *states: KeyState) -> PrivateKey:
+    def _signer(self, key: KeyReference, *states: KeyState) -> Signer:
         value = self._good(key, *states).value
-        if not isinstance(value, PrivateKey):
+        if value is None or isinstance(value, KeyHolder):
             raise KeyUnknown(key)
         return value
 
@@ -158,7 +158,7 @@ def _parent(key: KeyReference, held: HeldKey) -> KeyHolder | None:
 
 def _held(key: KeyReference, value: bytes) -> HeldKey:
     if key.purpose in SIGNING:
-        return HeldKey(PrivateKey(value, f"key {key.purpose.name}"))
+        return HeldKey(read_signer(key.purpose, value, f"key {key.purpose.name}"))
     if len(value) != SYMMETRIC_BYTES:
         raise ConfigError(f"key {key.purpose.name}", f"{SYMMETRIC_BYTES} bytes are wanted")
     return HeldKey(KeyHolder.take(bytearray(value)))

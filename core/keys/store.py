@@ -31,6 +31,7 @@ from yikatong.core.keys import ceremony_log
 from yikatong.core.keys.ceremony_log import canonical
 from yikatong.core.keys.life import KeyState, KeyStep, Life
 from yikatong.core.keys.provider import OF_CARDS, SIGNING, KeyReference, Purpose
+from yikatong.core.keys.signers import KINDS, Signer, read_signer
 from yikatong.core.keys.software import HeldKey, SoftwareProvider
 from yikatong.core.sm2 import PrivateKey, PublicKey
 from yikatong.ext import sm3
@@ -319,7 +320,7 @@ class KeyStore:
         return SoftwareProvider(dict(self.held(kek)))
 
     def _open_key(self, kek: KeyHolder, stored: StoredKey) -> HeldKey:
-        def held(value: KeyHolder | PrivateKey | None) -> HeldKey:
+        def held(value: KeyHolder | Signer | None) -> HeldKey:
             return HeldKey(value, stored.levels, stored.cached, stored.life)
 
         if stored.life.fate is KeyState.DESTROYED:
@@ -329,7 +330,7 @@ class KeyStore:
             pem = kek.open(stored.sealed, self.associated(stored))
             if pem is None:
                 raise wrong
-            signer = PrivateKey(bytes(pem), str(self.path))
+            signer = read_signer(stored.key.purpose, bytes(pem), str(self.path))
             pem[:] = bytes(len(pem))
             if check_value_of(signer) != stored.check_value:
                 raise wrong
@@ -340,7 +341,7 @@ class KeyStore:
         return held(value)
 
 
-def check_value_of(value: KeyHolder | PrivateKey) -> bytes:
+def check_value_of(value: KeyHolder | Signer) -> bytes:
     """KCV, 3 bytes; of a key that signs, the first of SM3 over the PEM of its public half."""
     return value.check_value() if isinstance(value, KeyHolder) else sm3.digest(value.public_pem())[:3]
 
@@ -371,9 +372,7 @@ class Ceremony:
         self._keys = dict(store.keys)
         self._touched: list[StoredKey] = []
 
-    def add(
-        self, key: KeyReference, value: KeyHolder | PrivateKey, life: Life, levels: int = 2, *, cached: bool = True
-    ) -> StoredKey:
+    def add(self, key: KeyReference, value: KeyHolder | Signer, life: Life, levels: int = 2, *, cached: bool = True) -> StoredKey:
         """A new key. Raises CeremonyRefused where there is one of that reference already, or room for no more."""
         if key in self._keys:
             raise CeremonyRefused(f"there is a key {self._keys[key].describe()} already")
@@ -381,12 +380,12 @@ class Ceremony:
             raise CeremonyRefused(f"there are {limits.KEYS_MAX} keys already")
         if any(key.issuer_id) != (key.purpose in OF_CARDS):
             raise CeremonyRefused("keys above cards have an issuer, others none")
-        if isinstance(value, PrivateKey) != (key.purpose in SIGNING):
+        if not isinstance(value, KINDS.get(key.purpose, KeyHolder)):
             raise CeremonyRefused(f"a key for {key.purpose.name.lower()} is of another kind")
         stored = StoredKey(key, levels, cached, life, check_value_of(value), b"")
         return self._put(stored, value)
 
-    def value(self, key: KeyReference) -> KeyHolder | PrivateKey:
+    def value(self, key: KeyReference) -> KeyHolder | Signer:
         """The key itself. Raises CeremonyRefused where there is none."""
         value = self.store._open_key(self._kek, self.find(key)).value
         if value is None:
@@ -423,7 +422,7 @@ class Ceremony:
         """Name a key in the log that was looked at but not changed."""
         self._touched.append(self.find(key))
 
-    def _put(self, stored: StoredKey, value: KeyHolder | PrivateKey) -> StoredKey:
+    def _put(self, stored: StoredKey, value: KeyHolder | Signer) -> StoredKey:
         associated = self.store.associated(stored)
         if isinstance(value, KeyHolder):
             sealed = self._kek.seal_key(value, associated)

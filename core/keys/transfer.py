@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 from yikatong.core.errors import ConfigError
 from yikatong.core.keys.ceremony_log import canonical
 from yikatong.core.keys.provider import SIGNING, KeyReference, Purpose
+from yikatong.core.keys.signers import Signer, read_signer
 from yikatong.core.keys.store import (
     SEALED_KEY_BYTES,
     CeremonyRefused,
@@ -18,7 +19,6 @@ from yikatong.core.keys.store import (
     check_value_of,
     write_file,
 )
-from yikatong.core.sm2 import PrivateKey
 from yikatong.ext.key_holder import KeyHolder
 
 FORMAT: Final = 1
@@ -32,7 +32,7 @@ class Wrapped(NamedTuple):
     key: KeyReference
     levels: int
     check_value: bytes
-    value: KeyHolder | PrivateKey
+    value: KeyHolder | Signer
 
 
 def join(components: Sequence[KeyHolder], check_value: bytes) -> KeyHolder:
@@ -50,7 +50,7 @@ def join(components: Sequence[KeyHolder], check_value: bytes) -> KeyHolder:
     return whole
 
 
-def write_wrapped(path: Path, stored: StoredKey, value: KeyHolder | PrivateKey, transport: KeyHolder) -> None:
+def write_wrapped(path: Path, stored: StoredKey, value: KeyHolder | Signer, transport: KeyHolder) -> None:
     """Raises ConfigError where the file cannot be written."""
     document: dict[str, Any] = {
         "format": FORMAT,
@@ -87,10 +87,10 @@ def read_wrapped(path: Path, transport: KeyHolder) -> Wrapped:
     if reader.raw(table, "", "transport_kcv", 3, 3) != transport.check_value():
         raise reader.fail("transport_kcv", f"is another transport key than that of {transport.check_value().hex()}")
     associated = canonical({name: value for name, value in table.items() if name != "sealed"})
-    value: KeyHolder | PrivateKey | None
+    value: KeyHolder | Signer | None
     if signs:
         pem = transport.open(sealed, associated)
-        value = None if pem is None else PrivateKey(bytes(pem), str(path))
+        value = None if pem is None else read_signer(purpose, bytes(pem), str(path))
     else:
         value = transport.open_key(sealed, associated)
     if value is None or check_value_of(value) != check_value:
