@@ -122,6 +122,20 @@ class Result(IntEnum):
     CHIP_FULL = 145
     CHIP_BALANCE = 146
     FREEZE_NOT_OWN = 130
+    LOGIN_UNKNOWN = 165
+    LOGIN_EXPIRED = 166
+    LOGIN_DENIED = 167
+    LOGIN_ANSWERED = 168
+    LOGIN_OTHER_DEVICE = 169
+    LOGIN_OTHER_PORTAL = 170
+    TICKET_USED = 171
+    FIELD_NOT_ALLOWED = 172
+    CONSENT_MISSING = 173
+    IDENTITY_NOT_VERIFIED = 174
+    CHALLENGE_UNKNOWN = 175
+    CODE_KIND_UNKNOWN = 176
+    FOREIGN_UNAVAILABLE = 177
+    FOREIGN_REFUSED = 178
 
 
 def wire(code: int) -> Any:
@@ -307,6 +321,14 @@ class DocumentKind(IntEnum):
 
 KEPT_FOR_GOOD: Final = (DocumentKind.ACCESS, DocumentKind.ACCESS_BY_CALLER)
 """What no change may alter or delete."""
+    LOGIN = 70  # login id → LoginDocument; 70 to 74: core/login.py, core/identity.py
+    LOGIN_KEY = 71  # keyed digest of a QR code, ticket or session, 32 bytes → login id
+    IDENTITY_EXPIRY = 72  # time_us, 8 bytes; kind, 1 byte; key of what is to be swept then → nothing
+    CONSENT = 73  # person id, 16 bytes; two portals → ConsentDocument
+    IDENTITY_ANSWER = (
+        74  # "a" and a request id → IdentityAnswer; "c" and a challenge → whose it is; "t" and a caller → wrong tries
+    )
+    ACCESS = 75  # person id (16 bytes), sequence of the event (8) → Access
 
 
 NONE: Final = 0xFFFFFFFF

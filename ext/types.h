@@ -122,6 +122,21 @@ enum {
     YK_CODE_LIMIT = 192,
     YK_CODE_UNKNOWN = 193,
     YK_RESULT_END = 194 /* one more than the largest code */
+    YK_LOGIN_UNKNOWN = 165,
+    YK_LOGIN_EXPIRED = 166,
+    YK_LOGIN_DENIED = 167,
+    YK_LOGIN_ANSWERED = 168,
+    YK_LOGIN_OTHER_DEVICE = 169,
+    YK_LOGIN_OTHER_PORTAL = 170,
+    YK_TICKET_USED = 171,
+    YK_FIELD_NOT_ALLOWED = 172,
+    YK_CONSENT_MISSING = 173,
+    YK_IDENTITY_NOT_VERIFIED = 174,
+    YK_CHALLENGE_UNKNOWN = 175,
+    YK_CODE_KIND_UNKNOWN = 176,
+    YK_FOREIGN_UNAVAILABLE = 177,
+    YK_FOREIGN_REFUSED = 178,
+    YK_RESULT_END = 179 /* one more than the largest code */
 };
 
 /* Kinds of journal record. */
