@@ -151,7 +151,6 @@ LOGIN_SESSION_S: Final = 1_800  # how long after it a portal may read the allowe
 CONSENT_S_MAX: Final = 366 * 86_400  # of a standing consent: then the person is asked again
 CHALLENGE_S: Final = 60  # a card lies on the reader
 IDENTITY_EXPIRIES_MAX: Final = 256  # swept before one command, as holds are (EXPIRIES_MAX)
-PURPOSE_CHARACTERS_MAX: Final = 200  # of a purpose, a legal basis, a name on a screen: a sentence
 LOGIN_TEXT_CHARACTERS_MAX: Final = 512  # of state, nonce and redirect URI: what browsers and portals use
 CODE_CHARACTERS_MAX: Final = 1_024  # of a code that is to be resolved: a QR code that a phone's screen still shows well
 PORTALS_MAX: Final = 1_000  # in a file

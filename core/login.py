@@ -18,7 +18,7 @@ from yikatong.core.errors import ConfigError, InvalidRequest
 from yikatong.core.journal import sm3
 from yikatong.core.keys.provider import KeyProvider, KeyReference, KeyUnknown, Purpose
 from yikatong.core.memory import Memory
-from yikatong.core.people import Nobody, People, Proved, show
+from yikatong.core.people import People, Proved, show
 from yikatong.core.portals import Portal
 from yikatong.core.types import DocumentKind, Result, wire
 from yikatong.core.visibility import Visibility, check_fields, check_purpose
@@ -78,10 +78,10 @@ class Rules(NamedTuple):
     """What logins and identity checks go by."""
 
     provider: KeyProvider
+    people: People
     issuer: str
     visibility: Visibility
     portals: Mapping[str, Portal] = {}
-    people: People = Nobody()
     levels: Mapping[KeyReference, int] = {}  # of TAC masters, how many levels their cards' keys are derived over
 
     def allowed(self, portal_id: str, purpose: str) -> tuple[str, ...]:
@@ -105,17 +105,18 @@ class Redeemed(NamedTuple):
 
 
 def proof_message(event: str, qr_content: str, fields: Sequence[str] = ()) -> bytes:
-    """What a device makes its proof over, 32 bytes: SM3 over "yikatong login", the event ("scan", "consent" or "deny"), the
-    content of the QR code and the names of the fields, each with a zero byte behind it."""
-    return sm3(b"".join(part.encode() + b"\0" for part in ("yikatong login", event, qr_content, *fields)))
+    """What a device makes its proof over: "IdentityService/" and the event ("scan", "consent" or "deny"), the content of the QR
+    code and the names of the fields, each behind its length in 4 bytes."""
+    parts = (f"IdentityService/{event}", qr_content, *fields)
+    return b"".join(len(part.encode()).to_bytes(4, "big") + part.encode() for part in parts)
 
 
 def consent_message(request: protos.SetConsentRequest) -> bytes:
-    """The same for a standing consent: SM3 over the request without its proof, deterministically serialised."""
+    """The same for a standing consent, 32 bytes: SM3 over the request without its proof, deterministically serialised."""
     bare = protos.SetConsentRequest()
     bare.CopyFrom(request)
     bare.ClearField("proof")
-    return sm3(b"yikatong consent\0" + bare.SerializeToString(deterministic=True))
+    return sm3(b"IdentityService/SetConsent\0" + bare.SerializeToString(deterministic=True))
 
 
 # ---- secrets, and how logins are found by them ----
@@ -366,12 +367,12 @@ def scan(
         return response
     assert isinstance(proved, Proved)
     response.duplicate = login.login_state == protos.LOGIN_STATE_SCANNED
-    if not response.duplicate:
-        login.device_id, login.person_id, login.card_slot = proved.device_id, proved.person_id, proved.card_slot
-        login.login_state = protos.LOGIN_STATE_SCANNED  # its time goes on as it was
-        change = Change(memory, time_us)
-        change.put(DocumentKind.LOGIN, login.login_id, login.SerializeToString(deterministic=True))
-        response.sequence = change.commit("login-scanned")
+    login.device_id, login.person_id, login.card_slot = proved.device_id, proved.person_id, proved.card_slot
+    login.login_state = protos.LOGIN_STATE_SCANNED  # its time goes on as it was
+    change = Change(memory, time_us)
+    proved.use(change)
+    change.put(DocumentKind.LOGIN, login.login_id, login.SerializeToString(deterministic=True))
+    response.sequence = change.commit("login-scanned")
     portal = rules.portals.get(login.portal_id)
     response.result = wire(Result.ACCEPTED)
     response.portal_id, response.portal_title = login.portal_id, portal.title if portal else ""
@@ -387,6 +388,8 @@ def _refused(memory: Memory, login: Login, proved: Proved | Result, time_us: int
         return proved
     if login.device_id and login.device_id != proved.device_id:
         return Result.LOGIN_OTHER_DEVICE
+    if not proved.person_id:
+        return Result.PERSON_UNKNOWN
     return card_state.refusal(memory, proved.card_slot, time_us)
 
 
@@ -408,7 +411,7 @@ def answer(
     refused = _refused(memory, login, proved, time_us)
     if refused is None and _answered(login, request):
         response.result, response.duplicate = wire(Result.ACCEPTED), True
-        return response
+        return response  # the proof stays good for nothing else
     after = _after(login, event, time_us)
     if refused is None and isinstance(after, Result):
         refused = after
@@ -418,7 +421,9 @@ def answer(
         response.result = wire(refused)
         return response
     assert isinstance(after, State)
+    assert isinstance(proved, Proved)
     change = Change(memory, time_us)
+    proved.use(change)
     if after is State.CONSENTED:
         login.consented_fields.extend(request.fields)
         _let_find(rules, change, login, "ticket", ticket(rules, login))
@@ -658,14 +663,16 @@ def set_consent(
     message = consent_message(request)
     proved = rules.people.prove_device(memory, request.device_id, message, request.proof, time_us)
     refused = proved if isinstance(proved, Result) else card_state.refusal(memory, proved.card_slot, time_us)
+    if isinstance(proved, Proved) and not proved.person_id:
+        refused = Result.PERSON_UNKNOWN
     if refused is not None:
         response.result = wire(refused)
         return response
     assert isinstance(proved, Proved)
     key = _consent_key(proved.person_id, request.from_portal_id, request.to_portal_id)
     value = memory.documents.get(DocumentKind.CONSENT, key)
+    known = Consent() if value is None else Consent.FromString(value)
     if value is not None:
-        known = Consent.FromString(value)
         if known.request_digest == message:
             response.result, response.duplicate = wire(Result.ACCEPTED), True
             return response
@@ -678,8 +685,12 @@ def set_consent(
         until_time_us=request.until_time_us,
         decided_time_us=request.decided_time_us,
         request_digest=message,
+        # A phone's clock may be off by as much: until then an older consent could be sent again, if this one were forgotten.
+        due_time_us=max(request.until_time_us, request.decided_time_us + 3 * limits.CLOCK_AHEAD_S * SECOND_US),
     )
     change = Change(memory, time_us)
+    proved.use(change)
+    put_expiry(change, consent.due_time_us, DocumentKind.CONSENT, key, known.due_time_us)
     change.put(DocumentKind.CONSENT, key, consent.SerializeToString(deterministic=True))
     action = "SetConsent revoked" if request.revoked else "SetConsent"
     audit.note(change, caller, action, proved.person_id, fields=consent.fields)
