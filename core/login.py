@@ -14,6 +14,7 @@ from yikatong.core import audit, card_state, limits
 from yikatong.core.assertions import AssertionWrong, decode, encode
 from yikatong.core.callers import Caller
 from yikatong.core.change import REQUEST_ID_BYTES, Change
+from yikatong.core.device_proof import message_of
 from yikatong.core.errors import ConfigError, InvalidRequest
 from yikatong.core.journal import sm3
 from yikatong.core.keys.provider import KeyProvider, KeyReference, KeyUnknown, Purpose
@@ -105,10 +106,9 @@ class Redeemed(NamedTuple):
 
 
 def proof_message(event: str, qr_content: str, fields: Sequence[str] = ()) -> bytes:
-    """What a device makes its proof over: "IdentityService/" and the event ("scan", "consent" or "deny"), the content of the QR
-    code and the names of the fields, each behind its length in 4 bytes."""
-    parts = (f"IdentityService/{event}", qr_content, *fields)
-    return b"".join(len(part.encode()).to_bytes(4, "big") + part.encode() for part in parts)
+    """What a device makes its proof of (core/device_proof.py): "IdentityService/" and the event ("scan", "consent" or "deny"), the
+    content of the QR code, the names of the fields."""
+    return message_of(f"IdentityService/{event}", qr_content.encode(), *(name.encode() for name in fields))
 
 
 def consent_message(request: protos.SetConsentRequest) -> bytes:

@@ -3,9 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from yikatong.core import card_state, persons
+from yikatong.core import card_state, e_cards, persons
 from yikatong.core.change import Change
-from yikatong.core.errors import ConfigError
 from yikatong.core.keys.provider import KeyProvider
 from yikatong.core.memory import Memory
 from yikatong.core.types import NONE, Result
@@ -51,7 +50,12 @@ class Registers:
         self._provider = provider
 
     def prove_device(self, memory: Memory, device_id: bytes, message: bytes, proof: bytes, time_us: int) -> Proved | Result:
-        raise ConfigError("devices", "there are none")
+        device = e_cards.check_device(memory, self._provider, device_id, message, proof, time_us)
+        if isinstance(device, Result):
+            return device
+        card = device.e_card.card_slot
+        person_id = persons.person_of_card(memory, card) or b""
+        return Proved(person_id, card, lambda change: e_cards.use_proof(change, device), device_id)
 
     def resolve(self, memory: Memory, code: str, time_us: int) -> Proved | Result | None:
         return None
