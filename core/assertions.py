@@ -196,8 +196,9 @@ def sign(provider: KeyProvider, purpose: Purpose, token_type: str, claims: Mappi
     return f"{signed}.{encode(provider.sign(key, signed.encode()))}"
 
 
-def open_token(token: str, keys: Mapping[str, Key], token_type: str) -> dict[str, Any]:
-    """The claims of a token that one of `keys` (by kid) signed as this type. Raises AssertionWrong."""
+def open_token(token: str, keys: Mapping[str, Key], token_type: str, only: Key | None = None) -> dict[str, Any]:
+    """The claims of a token that one of `keys` (by kid) signed as this type; where there is `only` one key, its header need not
+    name key and type. Raises AssertionWrong."""
     if len(token) > limits.ASSERTION_BYTES_MAX:
         raise AssertionWrong("is too long")
     parts = token.split(".")
@@ -205,11 +206,12 @@ def open_token(token: str, keys: Mapping[str, Key], token_type: str) -> dict[str
         raise AssertionWrong("has not three parts")
     header, claims, signature = (decode(part) for part in parts)
     fields = _object(header)
-    if set(fields) != {"alg", "kid", "typ"}:
+    wanted = {"alg", "kid", "typ"} if only is None else {"alg"}
+    if not wanted <= set(fields) <= {"alg", "kid", "typ"}:
         raise AssertionWrong("has other header fields than alg, kid and typ")
-    if fields["typ"] != token_type:
+    if fields.get("typ", token_type) != token_type:
         raise AssertionWrong(f"is no {token_type}")
-    key = keys.get(fields["kid"]) if isinstance(fields["kid"], str) else None
+    key = only or (keys.get(fields["kid"]) if isinstance(fields["kid"], str) else None)
     if key is None:
         raise AssertionWrong("was signed by an unknown key")
     if fields["alg"] != key.algorithm:
@@ -230,3 +232,10 @@ def check_times(claims: Mapping[str, Any], now_s: float, life_s_max: int, leeway
         raise AssertionWrong("is not yet good")
     if expires <= now_s - leeway_s:
         raise AssertionWrong("is not good any more")
+
+
+def peek(token: str) -> dict[str, Any]:
+    """What a token claims, unproved: good only to choose the key that it must be verified by. Raises AssertionWrong."""
+    if len(token) > limits.ASSERTION_BYTES_MAX or token.count(".") != 2:
+        raise AssertionWrong("has not three parts")
+    return _object(decode(token.split(".")[1]))

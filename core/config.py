@@ -12,6 +12,8 @@ from yikatong.core import limits
 from yikatong.core.errors import ConfigError
 
 ENVIRONMENT_PREFIX: Final = "YIKATONG_"
+FILES: Final = ("tls_", "tariffs", "purse_rules", "agreements", "seal_key", "portals", "visibility", "code_services")
+"""Settings that name files begin so; relative ones are taken from the configuration's folder."""
 
 
 def _setting(default: Any, text: str, low: float | None = None, high: float | None = None) -> Any:
@@ -22,6 +24,7 @@ PATHS: Final = frozenset(
     {
         "data", "keys", "key_passphrase_file", "sdf_pin_file", "purse_rules", "card_rules", "agreements", "seal_key", "tariffs",
         "tls_certificate", "tls_key", "tls_client_ca", "tls_client_crl", "ride_code_certificate", "ride_code_authority",
+        "portals", "visibility", "code_services",
     }
 )  # fmt: skip
 """Settings that are paths."""
@@ -44,10 +47,15 @@ class Settings:
     agreements: str = _setting("", "TOML file of agreements with operators and acquirers; without it nothing is cleared")
     seal_key: str = _setting("", "PEM file of the SM2 key that seals windows; only its owner may be able to read it")
     tariffs: str = _setting("", "tariff file, or a folder of them (*.toml); without it taps are charged what terminals state")
+    portals: str = _setting("", "TOML file of portals that log people in (core/portals.py)")
+    visibility: str = _setting("", "TOML file of what of a person who may see; empty: the one that comes with the package")
+    code_services: str = _setting("", "TOML file of services that resolve other issuers' codes; only its owner may read it")
+    issuer: str = _setting("", "what assertions call their issuer; empty: yikatong, or the URL of `oidc_port`")
     host: str = _setting("127.0.0.1", "address that all ports listen on")
     service_port: int = _setting(7400, "gRPC, every service", 0, 65535)
     tap_port: int = _setting(7401, "native port for taps", 0, 65535)
     metrics_port: int = _setting(7402, "Prometheus text at /metrics", 0, 65535)
+    oidc_port: int = _setting(-1, "OpenID Connect for portals; -1: none", -1, 65535)
     insecure: bool = _setting(False, "serve plaintext; on a loopback address only")
     tls_certificate: str = _setting("", "PEM file: the server's certificate and its chain")
     tls_key: str = _setting("", "PEM file: the key of that certificate")

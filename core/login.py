@@ -106,8 +106,8 @@ class Redeemed(NamedTuple):
 
 
 def proof_message(event: str, qr_content: str, fields: Sequence[str] = ()) -> bytes:
-    """What a device makes its proof of (core/device_proof.py): "IdentityService/" and the event ("scan", "consent" or "deny"), the
-    content of the QR code, the names of the fields."""
+    """What a device makes its proof of (core/device_proof.py): "IdentityService/" and the event ("scan", "consent" or "deny"),
+    the content of the QR code, the names of the fields."""
     return message_of(f"IdentityService/{event}", qr_content.encode(), *(name.encode() for name in fields))
 
 
@@ -476,12 +476,15 @@ def find_ticket(rules: Rules, memory: Memory, text: str) -> Login | None:
     return _find(rules, memory, "ticket", text)
 
 
-def redeem(rules: Rules, memory: Memory, request: protos.RedeemTicketRequest, time_us: int, caller: Caller) -> Redeemed:
-    """IdentityService.RedeemTicket, but for the signature, which is made beside the writer."""
+def redeem(
+    rules: Rules, memory: Memory, request: protos.RedeemTicketRequest, time_us: int, caller: Caller, *, by_oidc: bool = False
+) -> Redeemed:
+    """IdentityService.RedeemTicket, but for the signature, which is made beside the writer. A login that began with OpenID
+    Connect ends with it."""
     portal_id = portal_of(caller, request.portal_id)
     check_request_id(request.request_id)
     login = find_ticket(rules, memory, request.ticket)
-    if login is None:
+    if login is None or bool(login.redirect_uri) != by_oidc:
         return Redeemed(Result.LOGIN_UNKNOWN)
     if login.portal_id != portal_id:
         return Redeemed(Result.LOGIN_OTHER_PORTAL)

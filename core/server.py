@@ -21,15 +21,30 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
-from yikatong.core import authorizations, card_life, issuance, limits, persons, replacement, tap_port
+from yikatong.core import (
+    authorizations,
+    card_life,
+    foreign_codes,
+    issuance,
+    limits,
+    login,
+    persons,
+    portals,
+    replacement,
+    tap_port,
+    visibility,
+)
 from yikatong.core.codes import RideCodeRules
 from yikatong.core.commands import Command
 from yikatong.core.config import Settings
 from yikatong.core.day import DayRules
 from yikatong.core.errors import ConfigError, Overloaded, Unavailable, YikatongError
+from yikatong.core.identity_service import ISSUER, Identity, IdentityOptions
+from yikatong.core.keys.provider import TapKey
 from yikatong.core.keys.source import KeySource
 from yikatong.core.memory import EngineSettings, Progress
 from yikatong.core.metrics import Metrics
+from yikatong.core.oidc import OidcPort
 from yikatong.core.rate_limits import Rates
 from yikatong.core.rules import card_rules, purse_rules
 from yikatong.core.rules.card_rules import CardRules
@@ -48,6 +63,7 @@ GIL_SWITCH_S: Final = 0.0005  # how long the loop waits for another thread's Pyt
 SWEEP_S: Final = 1.0
 US: Final = 1_000_000
 OVERDUE_SWEEPS: Final = 60  # sweeps from one count of overdue applications to the next
+SWEEPS: Final = (authorizations.expire_due, login.expire_due, card_life.lift_due, replacement.follow_heirs)
 LAME_DUCK_S: Final = 0.5  # between NOT_SERVING and refusing new calls, so that balancers can turn away first
 OPTIONS: Final = [
     ("grpc.max_receive_message_length", limits.REQUEST_BYTES_MAX),
@@ -74,6 +90,18 @@ def core_settings(settings: Settings) -> CoreSettings:
         taps=TapRules(clock_ahead_s_max=settings.clock_ahead_s),
         checkpoint_s=settings.checkpoint_s,
         checkpoint_records=settings.checkpoint_records,
+    )
+
+
+def identity_options(settings: Settings, masters: list[TapKey]) -> IdentityOptions:
+    """What of the settings concerns identity. Raises ConfigError."""
+    services = foreign_codes.read(Path(settings.code_services)) if settings.code_services else []
+    return IdentityOptions(
+        issuer=settings.issuer or ISSUER,
+        portals=portals.read(Path(settings.portals)) if settings.portals else {},
+        visibility=visibility.read(Path(settings.visibility)) if settings.visibility else None,
+        foreign=foreign_codes.ForeignCodes([foreign_codes.HttpCodeService(entry) for entry in services]),
+        levels={each.reference: each.levels for each in masters},
     )
 
 
@@ -117,6 +145,8 @@ class Server:
         self._metrics_server: Any = None
         self._taps: TapPort | None = None
         self._sweeping: asyncio.Task[None] | None = None
+        self._identity: Identity | None = None
+        self._oidc: OidcPort | None = None
         self._draining = False
         self.service_port = 0
         self.metrics_port = 0
@@ -137,6 +167,7 @@ class Server:
         rules = purse_rules.read(Path(settings.purse_rules)) if settings.purse_rules else purse_rules.read()
         of_cards = card_rules.read(Path(settings.card_rules)) if settings.card_rules else card_rules.default()
         day_rules = DayRules.read(Path(settings.data), settings.agreements, settings.seal_key)
+        identity = identity_options(settings, masters)
         of_core = core_settings(settings)
         loop = asyncio.get_running_loop()
         directory = DataDirectory(Path(settings.data))
@@ -149,7 +180,7 @@ class Server:
             journal = core  # whose time keys begin and end by
             keys.set_clock(lambda: max(time.time(), journal.last_time_us / US))
             server = cls(settings, directory, core, metrics, rules, keys, tls, of_cards)
-            await server._listen(day_rules)
+            await server._listen(day_rules, identity)
             return server
         except BaseException:
             if core is not None:
@@ -158,7 +189,7 @@ class Server:
             keys.close()
             raise
 
-    async def _listen(self, day_rules: DayRules) -> None:
+    async def _listen(self, day_rules: DayRules, identity: IdentityOptions) -> None:
         settings, tls = self.settings, self.tls
         self.metrics.watch_deny_list(lambda: self.core.deny_list)
         ride_codes = RideCodeRules.read(
@@ -177,8 +208,10 @@ class Server:
             ride_code_rules=ride_codes,
             rates=Rates(settings.rate_general_per_s, settings.rate_personal_per_s, settings.rate_proof_per_s),
             card_rules=self._card_rules,
+            identity_options=identity,
         )
         self._grpc.add_generic_rpc_handlers(service.handlers())
+        self._identity = service.identity
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         names = [*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME, "grpc.reflection.v1.ServerReflection"]
         self._add_reflection(names)
@@ -194,6 +227,9 @@ class Server:
         self.metrics_port = self._metrics_server.port
         if tap_port.available():
             self._taps = await TapPort.listen(self.core, self.metrics, settings, self.service_port, service, tls)
+        if settings.oidc_port >= 0:
+            assert self._identity is not None
+            self._oidc = await OidcPort.listen(self._identity, settings)
         await self._grpc.start()
         loop = asyncio.get_running_loop()
 
@@ -228,7 +264,7 @@ class Server:
                     counts = await self._ask(issuance.count_overdue)
                     self.metrics.on_overdue_counted({step.name.lower(): count for step, count in counts.items()})
                     await asyncio.to_thread(persons.destroy_dropped_keys, functools.partial(self._ask_blocking, loop))
-            for command in (authorizations.expire_due, card_life.lift_due, replacement.follow_heirs):
+            for command in SWEEPS:
                 with contextlib.suppress(Overloaded, Unavailable):  # it is due again in a second
                     await self._ask(command)
 
@@ -285,7 +321,11 @@ class Server:
     def ports(self) -> dict[str, int]:
         """The ports that were bound, by setting."""
         ports = {"service_port": self.service_port, "metrics_port": self.metrics_port}
-        return ports if self._taps is None else ports | {"tap_port": self._taps.port}
+        if self._taps is not None:
+            ports["tap_port"] = self._taps.port
+        if self._oidc is not None:
+            ports["oidc_port"] = self._oidc.port
+        return ports
 
     def announce(self) -> None:
         """Say in the log what is served where."""
@@ -302,6 +342,8 @@ class Server:
             log.info("no tap port: this build was made without nghttp2; all methods are on the service port")
         else:
             log.info("native taps on %s", settings.url(self._taps.port))
+        if self._oidc is not None:
+            log.info("OpenID Connect on %s as %s", settings.url(self._oidc.port), self._oidc.issuer)
 
     async def stop(self) -> None:
         """Drain: health turns NOT_SERVING, calls in flight finish, then journal and checkpoint are closed."""
@@ -316,7 +358,11 @@ class Server:
         stops = [self._grpc.stop(self.settings.drain_s)]
         if self._taps is not None:
             stops.append(self._taps.stop(self.settings.drain_s))
+        if self._oidc is not None:
+            stops.append(self._oidc.stop(self.settings.drain_s))
         await asyncio.gather(*stops)
+        if self._identity is not None:
+            await self._identity.close()
         await asyncio.to_thread(self.core.close)
         self._metrics_server.close()
         self._directory.close()

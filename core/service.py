@@ -48,6 +48,7 @@ from yikatong.core.codes import CodeChecker, RideCodeRules
 from yikatong.core.day import Day, DayRules
 from yikatong.core.errors import ConfigError, DeadlineOver, Forbidden, InvalidRequest, Overloaded, YikatongError
 from yikatong.core.failpoints import failpoint
+from yikatong.core.identity_service import Identity, IdentityOptions
 from yikatong.core.keys.provider import KeyProvider
 from yikatong.core.memory import Memory
 from yikatong.core.metrics import Metrics
@@ -76,6 +77,7 @@ from yikatong.v1 import (
     deny_list_service_pb2,
     e_card_service_pb2,
     exception_service_pb2,
+    identity_service_pb2,
     issuance_service_pb2,
     load_service_pb2,
     lockout_service_pb2,
@@ -118,6 +120,7 @@ DESCRIPTORS: Final = [
         card_life_service_pb2,
         issuance_service_pb2,
         code_service_pb2,
+        identity_service_pb2,
     )
     for descriptor in module.DESCRIPTOR.services_by_name.values()
 ]
@@ -174,6 +177,7 @@ class Service:
         rates: Rates | None = None,
         card_rules: CardRules | None = None,
         ride_code_rules: RideCodeRules = RideCodeRules(),  # noqa: B008 (it is immutable)
+        identity_options: IdentityOptions | None = None,
     ) -> None:
         """Without `rules` and `card_rules`, those that come with the package; without `day_rules` nothing can be cleared or
         sealed; without `provider` there are no loads, persons, codes and assertions; without `tls` whoever calls is the machine's
@@ -193,6 +197,7 @@ class Service:
             lambda: core.journal.next_sequence, metrics, provider, persons.person_of_card, rates,
             self._guard,
         )  # fmt: skip
+        self.identity: Identity | None = None
         purse_rules = rules or read_purse_rules()
         self.methods: dict[str, dict[str, Method]] = {
             "yikatong.v1.TapService": {
@@ -303,6 +308,8 @@ class Service:
         if provider is not None:
             self.methods["yikatong.v1.ECardService"] = self._e_card_methods(provider, e_card_devices_max)
             self.methods["yikatong.v1.CodeService"] = self._code_methods(provider, ride_code_rules)
+            self.identity = Identity(provider, identity_options or IdentityOptions(), self._submit)
+            self.methods["yikatong.v1.IdentityService"] = self.identity.methods()
         self.oversight.watch(self.methods)
 
     def _authorization_methods(self, rules: PurseRules) -> dict[str, Method]:

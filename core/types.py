@@ -305,13 +305,18 @@ class DocumentKind(IntEnum):
     CARD_LINK = 57  # core/card_links.py: card and e-card, replaced card and its heir
     APPLICATION = 58  # core/issuance.py: applications, and the lists that they stand in
     APPLICATION_BATCH = 59  # core/batches.py: batches and their rows
+    CHIP = 60  # card slot, 4 bytes → Chip: core/loads.py
+    LOAD = 61  # card slot, 4 bytes; online counter, 2 bytes → Load
     E_CARD = 65  # card slot, 4 bytes → ECardDocument
     E_CARD_INDEX = 66  # slot of an e-card (4 bytes), or its first-level code (16) → card slot, 4 bytes
     DEVICE = 67  # device id → DeviceDocument
     CODE = 68  # core/codes.py: online codes that were given out, and when each is forgotten
     CODE_USE = 69  # likewise, what codes were used for
-    CHIP = 60  # card slot, 4 bytes → Chip: core/loads.py
-    LOAD = 61  # card slot, 4 bytes; online counter, 2 bytes → Load
+    LOGIN = 70  # login id → LoginDocument; 70 to 74: core/login.py, core/identity.py
+    LOGIN_KEY = 71  # keyed digest of a QR code, ticket or session, 32 bytes → login id
+    IDENTITY_EXPIRY = 72  # time_us, 8 bytes; kind, 1 byte; key of what is to be swept then → nothing
+    CONSENT = 73  # person id, 16 bytes; two portals → ConsentDocument
+    IDENTITY_ANSWER = 74  # core/identity.py: answers by request id, whose a challenge is, a caller's wrong tries
     ACCESS = 75  # person id (16 bytes), place of the event (8; core/audit.py) → Access
     ACCESS_BY_CALLER = 76  # identity, 0 byte, place of the event (8), person id (16) → nothing
     LOCKOUT = 77  # name of a subject → Lockout
@@ -321,14 +326,6 @@ class DocumentKind(IntEnum):
 
 KEPT_FOR_GOOD: Final = (DocumentKind.ACCESS, DocumentKind.ACCESS_BY_CALLER)
 """What no change may alter or delete."""
-    LOGIN = 70  # login id → LoginDocument; 70 to 74: core/login.py, core/identity.py
-    LOGIN_KEY = 71  # keyed digest of a QR code, ticket or session, 32 bytes → login id
-    IDENTITY_EXPIRY = 72  # time_us, 8 bytes; kind, 1 byte; key of what is to be swept then → nothing
-    CONSENT = 73  # person id, 16 bytes; two portals → ConsentDocument
-    IDENTITY_ANSWER = (
-        74  # "a" and a request id → IdentityAnswer; "c" and a challenge → whose it is; "t" and a caller → wrong tries
-    )
-    ACCESS = 75  # person id (16 bytes), sequence of the event (8) → Access
 
 
 NONE: Final = 0xFFFFFFFF
