@@ -19,7 +19,8 @@ class ServerFailed(YikatongError):
 
 
 class EmbeddedServer:
-    """Runs from construction on; `address` is its service port. Plaintext on loopback unless `arguments` say otherwise."""
+    """Runs from construction on; `address` is its service port, `ports` are all by setting. Plaintext on loopback unless
+    `arguments` say otherwise."""
 
     def __init__(
         self, data: Path, keys: Path, *arguments: str, environment: dict[str, str] | None = None, insecure: bool = True
@@ -39,7 +40,7 @@ class EmbeddedServer:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=own | (environment or {})
             )
-        ports = self._wait(ready)
+        ports = self.ports = self._wait(ready)
         self.address = f"127.0.0.1:{ports['service_port']}"
         self.metrics_address = f"127.0.0.1:{ports['metrics_port']}"
         self.tap_address = f"127.0.0.1:{ports['tap_port']}" if ports.get("tap_port") else None

@@ -14,7 +14,7 @@ canonical, so that no byte of it can be changed."""
 import base64
 import binascii
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final, NamedTuple
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -153,10 +153,13 @@ def key_of_pem(algorithm: str, pem: bytes, place: str = "jwk") -> Key:
     return Key(algorithm, pem)
 
 
-def key_set(provider: KeyProvider) -> dict[str, Any]:
-    """The public keys of all versions, as a JWK set (RFC 7517, 5). What is retired for good is not among them."""
+def key_set(provider: KeyProvider, algorithms: Collection[str] = (SM2, ES256)) -> dict[str, Any]:
+    """The public keys of all versions for these algorithms, as a JWK set (RFC 7517, 5). What is retired for good is not among
+    them."""
     keys = []
     for purpose, algorithm in ALGORITHMS.items():
+        if algorithm not in algorithms:
+            continue
         try:
             newest = provider.newest(purpose)
         except KeyUnknown:

@@ -118,6 +118,7 @@ class OidcPort:
             [
                 web.get("/.well-known/openid-configuration", self.discovery),
                 web.get("/jwks", self.key_set),
+                web.get("/jwks/sm2", self.sm2_key_set),
                 web.get("/authorize", self.authorize),
                 web.get("/authorize/{login_id}", self.page),
                 web.post("/token", self.token),
@@ -151,6 +152,7 @@ class OidcPort:
                 "token_endpoint": f"{self.issuer}/token",
                 "userinfo_endpoint": f"{self.issuer}/userinfo",
                 "jwks_uri": f"{self.issuer}/jwks",
+                "yikatong_sm2_jwks_uri": f"{self.issuer}/jwks/sm2",
                 "response_types_supported": ["code"],
                 "response_modes_supported": ["query"],
                 "grant_types_supported": ["authorization_code"],
@@ -168,8 +170,12 @@ class OidcPort:
         )
 
     async def key_set(self, _: web.Request) -> web.Response:
-        """RFC 7517, 5."""
-        return web.json_response(await asyncio.to_thread(assertions.key_set, self._identity.rules.provider))
+        """RFC 7517, 5: keys on P-256 alone, since client libraries fail at a set with one on a curve that they do not know."""
+        return web.json_response(await asyncio.to_thread(assertions.key_set, self._identity.rules.provider, [ES256]))
+
+    async def sm2_key_set(self, _: web.Request) -> web.Response:
+        """The same for portals whose ID tokens are SM2."""
+        return web.json_response(await asyncio.to_thread(assertions.key_set, self._identity.rules.provider, [SM2]))
 
     # ---- the authorisation endpoint ----
 
@@ -205,7 +211,7 @@ class OidcPort:
             return self._back(redirect_uri, error="invalid_request", error_description=str(error), state="")
         if started.result != Result.ACCEPTED:
             return self._back(redirect_uri, error="invalid_scope", state=asked.get("state", ""))
-        response = web.HTTPSeeOther(f"{self.issuer}/authorize/{encode(started.login_id)}")
+        response = _see(f"{self.issuer}/authorize/{encode(started.login_id)}")
         response.set_cookie(
             f"{COOKIE}_{encode(started.login_id)}", login.browser(self._identity.rules, begun), path="/",
             max_age=limits.LOGIN_QR_S + limits.LOGIN_TICKET_S, httponly=True, samesite="Lax", secure=self._secure,
@@ -251,7 +257,7 @@ class OidcPort:
         """To the portal, with an answer (RFC 6749, 4.1.2; RFC 9207)."""
         given = {name: text for name, text in answer.items() if text} | {"iss": self.issuer}
         joint = "&" if "?" in redirect_uri else "?"
-        return web.HTTPSeeOther(f"{redirect_uri}{joint}{urlencode(given, quote_via=quote)}")
+        return _see(f"{redirect_uri}{joint}{urlencode(given, quote_via=quote)}")
 
     # ---- the token endpoint ----
 
@@ -403,7 +409,8 @@ async def _guard(request: web.Request, handler: Callable[[web.Request], Awaitabl
     try:
         response = await handler(request)
     except web.HTTPException as error:
-        response = error
+        allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+        response = web.json_response({"error": "invalid_request"}, status=error.status, headers=allow)
     except InvalidRequest as error:
         response = web.json_response({"error": "invalid_request", "error_description": str(error)}, status=400)
     except (Overloaded, Unavailable):
@@ -476,6 +483,10 @@ def _page(title: str, body: str, *, refresh: bool = False, status: int = 200) ->
     meta = f'<meta http-equiv="refresh" content="{POLL_S}">' if refresh else ""
     text = _PAGE.format(title=html.escape(title), body=body, refresh=meta)
     return web.Response(text=text, content_type="text/html", status=status)
+
+
+def _see(address: str) -> web.Response:
+    return web.Response(status=303, headers={"Location": address})
 
 
 def _say(title: str, text: str, *, status: int) -> web.Response:

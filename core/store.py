@@ -137,7 +137,7 @@ class Store:
                 max_readers=limits.JOURNAL_READERS_MAX,
                 mode=0o600,
                 readahead=False,
-                meminit=False,
+                meminit=True,  # else what a page does not fill is whatever memory held: names, keys
             )
             self.databases = {}
             for database in DATABASES[name]:
