@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from yikatong.core import e_cards, limits, ride_code
+from yikatong.core import card_links, e_cards, limits, ride_code
 from yikatong.core.change import Change
 from yikatong.core.device_proof import message_of
 from yikatong.core.e_cards import ECard
@@ -365,7 +365,7 @@ class _Reserving:
             if slot == NONE:
                 return Result.E_CARD_UNKNOWN
             device_id, made_us = code.part.custom, code.generated_s * 1_000_000
-            card_slot = e_cards.card_of(self._memory, slot)
+            card_slot = card_links.card_of(self._memory, slot)
         device = e_cards.find_device(self._memory, device_id)
         e_card = self.e_cards.get(card_slot) or e_cards.e_card_of(self._memory, card_slot)
         if e_card is None:

@@ -149,7 +149,7 @@ LOGIN_KEPT_S: Final = 300  # after its time is over, so that it is told from one
 LOGIN_TICKET_S: Final = 60  # from the answer until the portal has fetched and redeemed the ticket
 LOGIN_SESSION_S: Final = 1_800  # how long after it a portal may read the allowed fields again, or hand the login on
 CONSENT_S_MAX: Final = 366 * 86_400  # of a standing consent: then the person is asked again
-CHALLENGE_S: Final = 60  # a card lies on the reader
+CHALLENGE_S: Final = 60  # from a challenge to the answer of the card or chip that lies on the reader
 IDENTITY_EXPIRIES_MAX: Final = 256  # swept before one command, as holds are (EXPIRIES_MAX)
 LOGIN_TEXT_CHARACTERS_MAX: Final = 512  # of state, nonce and redirect URI: what browsers and portals use
 CODE_CHARACTERS_MAX: Final = 1_024  # of a code that is to be resolved: a QR code that a phone's screen still shows well
@@ -208,7 +208,6 @@ SDF_SESSIONS_MAX: Final = 64  # of a key device: vendors' cards have some dozen
 SDF_WAIT_S: Final = 5.0  # for a session of the device, while all are in use
 CHIP_FEN_MAX: Final = 100_000  # on a chip: a thousand yuan, as city cards allow
 LOAD_ATTEMPTS_MAX: Final = 32  # of one load: its document is written anew with each
-CHALLENGE_S: Final = 60  # between a challenge and the chip's answer
 KEY_STORE_LOOK_S: Final = 2.0  # between two looks whether the store was changed
 
 # ---- files ----

@@ -108,7 +108,7 @@ def _ask_locally(data: Path, request: Any) -> Any:
     from yikatong.core.audit import list_accesses, list_caller_accesses
     from yikatong.core.callers import LOCAL
     from yikatong.core.local import LocalCore
-    from yikatong.core.service import person_of_card
+    from yikatong.core.persons import person_of_card
 
     if not data.is_dir():
         raise click.UsageError(f"--data: there is no folder {data}")

@@ -181,7 +181,7 @@ class Core:
     @property
     def key_levels(self) -> dict[tuple[bytes, int, int], int]:
         """By issuer, key version and key index of the TAC masters: over how many levels a card's key is derived."""
-        return {(each.issuer_id, each.key_version, each.key_index): each.levels for each in self._key_sets}
+        return {(each.issuer_id, each.key_version, each.key_index): each.levels for each in self._keys}
 
     @property
     def memory_bytes(self) -> dict[str, int]:
