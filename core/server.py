@@ -249,7 +249,7 @@ class Server:
         while True:
             await asyncio.sleep(limits.TLS_POLL_S)
             try:
-                tls.poll()
+                await asyncio.to_thread(tls.poll)  # a revocation list may be long
             except Exception:
                 log.exception("TLS files could not be looked at")
 
@@ -372,7 +372,7 @@ class Server:
         """SIGHUP: certificates and keys may be new."""
         self._keys_signalled.set()
         if self.tls is not None:
-            self.tls.reload()
+            asyncio.get_running_loop().run_in_executor(None, self.tls.reload)
 
     async def run_until_signal(self) -> None:
         """Serve until SIGTERM or SIGINT, then stop."""

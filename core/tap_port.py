@@ -139,7 +139,8 @@ class TapPort:
             raise ConfigError("tap_port", f"cannot listen on {settings.url(settings.tap_port)}: {reason}") from error
         made._server = await made._serve(None if tls is None else tls.material.context)
         if tls is not None:
-            tls.on_change.append(made._on_tls_change)
+            loop = asyncio.get_running_loop()
+            tls.on_change.append(lambda: loop.call_soon_threadsafe(made._on_tls_change))
         metrics.watch_tap_port(made.counts)
         made.port = made._socket.getsockname()[1]
         made._ticking = asyncio.create_task(made._tick())

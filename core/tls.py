@@ -6,6 +6,7 @@ stays in force. Only a revocation list that is out of date is not bridged over: 
 
 import logging
 import ssl
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,9 @@ from yikatong.core.errors import ConfigError, Unauthenticated
 log = logging.getLogger(__name__)
 
 FILES: Final = ("tls_certificate", "tls_key", "tls_client_ca", "tls_client_crl")
-WARN_BEFORE_S: Final = 7 * 86_400.0
+WARN_BEFORE_S: Final = 7 * 86_400.0  # before the server's certificate ends
+WARN_LIST_BEFORE_S: Final = 86_400.0  # before a revocation list runs out
+WARN_EACH_S: Final = 86_400.0
 _Stamp = tuple[tuple[str, int, int, int], ...]
 
 
@@ -61,17 +64,20 @@ class Material:
 
 
 class Tls:
-    """TLS of a server's ports. `on_change` is called after a reload, and when a revocation list has run out."""
+    """TLS of a server's ports. `poll` and `reload` may run on any thread; `on_change` is called there, after a reload and when a
+    revocation list has run out."""
 
     def __init__(self, settings: Settings, clock_s: Callable[[], float] = time.time) -> None:
         """Raises ConfigError."""
         self._settings = settings
         self._clock_s = clock_s
+        self._lock = threading.Lock()
         self._stamp = self._look()
         self.material = Material(settings)
         self._refuse_old(self.material)
         self._outdated = False
-        self.on_change: list[Callable[[], None]] = []
+        self._warned_s = 0.0
+        self.on_change: list[Callable[[], object]] = []
 
     @property
     def is_mutual(self) -> bool:
@@ -102,9 +108,10 @@ class Tls:
         return grpc.dynamic_ssl_server_credentials(self.material.configuration(), newer, self.is_mutual)
 
     def poll(self) -> None:
-        """Read the files again if they have changed; and notice when a revocation list has run out."""
+        """Read the files again if they have changed; and notice when a revocation list has run out, or is about to."""
         if self._look() != self._stamp:
             self.reload()
+        self._warn()
         revocations = self.material.revocations
         outdated = revocations is not None and self._clock_s() >= revocations.ends_s
         if outdated and not self._outdated:
@@ -114,20 +121,35 @@ class Tls:
 
     def reload(self) -> bool:
         """Read the files again. Where they are not good, what was in force stays; False then."""
-        self._stamp = self._look()
-        try:
-            made = Material(self._settings)
-            self._refuse_old(made)
-        except ConfigError as error:
-            log.error("TLS files were not taken: %s; what was read before stays in force", error)
-            return False
-        self.material = made
-        self._outdated = False
+        with self._lock:
+            self._stamp = self._look()
+            try:
+                made = Material(self._settings)
+                self._refuse_old(made)
+            except ConfigError as error:
+                log.error("TLS files were not taken: %s; what was read before stays in force", error)
+                return False
+            self.material = made
+            self._outdated = False
+            self._warned_s = 0.0
         revocations = made.revocations
         revoked = "no revocation list" if revocations is None else f"{len(revocations)} certificates revoked"
         log.info("TLS files were read anew: the certificate is good until %s, %s", _date(made.ends_s), revoked)
         self._tell()
         return True
+
+    def _warn(self) -> None:
+        """Say once a day what will end soon."""
+        now_s, made = self._clock_s(), self.material
+        if now_s - self._warned_s < WARN_EACH_S:
+            return
+        ends = [("tls_certificate", made.ends_s, WARN_BEFORE_S)]
+        if made.revocations is not None:
+            ends.append(("tls_client_crl", made.revocations.ends_s, WARN_LIST_BEFORE_S))
+        for name, ends_s, before_s in ends:
+            if ends_s - now_s < before_s:
+                log.warning("%s (%s) is good until %s only", getattr(self._settings, name), name, _date(ends_s))
+                self._warned_s = now_s
 
     def _tell(self) -> None:
         for listener in self.on_change:
@@ -137,8 +159,6 @@ class Tls:
         now_s = self._clock_s()
         if now_s >= made.ends_s:
             raise ConfigError("tls_certificate", f"{self._settings.tls_certificate} expired on {_date(made.ends_s)}")
-        if made.ends_s - now_s < WARN_BEFORE_S:
-            log.warning("%s expires on %s", self._settings.tls_certificate, _date(made.ends_s))
         if made.revocations is not None and now_s >= made.revocations.ends_s:
             until = _date(made.revocations.ends_s)
             raise ConfigError("tls_client_crl", f"{self._settings.tls_client_crl} was good until {until} only")

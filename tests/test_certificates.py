@@ -43,6 +43,7 @@ from yikatong.core.certs_cli import certs
 from yikatong.core.config import Settings
 from yikatong.core.errors import ConfigError, InvalidRequest, Unauthenticated
 from yikatong.core.keys.key_sets import KeySet
+from yikatong.core.tls import FILES, Tls
 from yikatong.core.types import Result
 from yikatong.v1 import (
     access_pb2,
@@ -559,3 +560,26 @@ def x509_hash() -> Any:
     from cryptography.hazmat.primitives import hashes
 
     return hashes.SHA256()
+
+
+def test_what_ends_soon_is_told_once_a_day(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    authority = Authority.make(tmp_path, "city", 30)
+    write_pair(authority, tmp_path / "server", SERVER, 20)
+    authority.revoke([], days=10)
+    arguments = dict(zip(FILES, tls_arguments(tmp_path)[1::2], strict=True))
+    now = [time.time()]
+    tls = Tls(Settings(**arguments), lambda: now[0])
+    told = []
+    for _ in range(21):
+        caplog.clear()
+        for _ in range(3):
+            tls.poll()
+        told.append([name for name in ("server.pem", "crl.pem") for record in caplog.records if name in record.getMessage()])
+        now[0] += 86_400.5
+    assert told[:9] == [[]] * 9
+    assert told[9] == ["crl.pem"]
+    assert told[10] == ["crl.pem", "crl.pem"]  # a warning, and that it is over
+    assert told[14][:1] == ["server.pem"]
+    now[0] = time.time() + 12 * 86_400
+    with pytest.raises(Unauthenticated, match="out of date"):
+        tls.identify(identity_of(authority.issue(Subject(uri="yikatong:bank:b"), 20, new_key().public_key())))
