@@ -1,10 +1,11 @@
 """The command line of the day: `yikatong day close|clear|settle|abort|resume|seal|list`, receipts, and their verification."""
 
+import functools
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 from rich import box
@@ -18,7 +19,33 @@ from yikatong.v1 import clearing_service_pb2, reconciliation_service_pb2, settle
 OUT = Console()
 
 data_option = click.option("--data", type=click.Path(path_type=Path), help="data directory, while no server runs on it")
-server_option = click.option("--server", help="address of a running server, HOST:PORT, plaintext")
+
+
+class Target(NamedTuple):
+    """A running server, and what an operator shows it; plaintext without `ca`."""
+
+    address: str
+    ca: Path | None
+    certificate: Path | None
+    key: Path | None
+
+
+def server_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command its `server`, a Target, or None."""
+
+    @click.option("--server", help="address of a running server, HOST:PORT")
+    @click.option("--ca", type=click.Path(path_type=Path), help="PEM file of that server's authority; else plaintext")
+    @click.option("--certificate", type=click.Path(path_type=Path), help="PEM file of the operator's certificate")
+    @click.option("--key", type=click.Path(path_type=Path), help="PEM file of its key")
+    @functools.wraps(command)
+    def wrapped(server: str | None, ca: Path | None, certificate: Path | None, key: Path | None, **rest: Any) -> None:
+        if server is None and (ca or certificate or key):
+            raise click.UsageError("--ca, --certificate and --key are for --server")
+        command(server=None if server is None else Target(server, ca, certificate, key), **rest)
+
+    return wrapped
+
+
 date_option = click.option("--date", type=int, required=True, help="settlement date, YYYYMMDD")
 agreements_option = click.option("--agreements", type=click.Path(path_type=Path), help="TOML file of agreements; with --data")
 key_option = click.option("--seal-key", type=click.Path(path_type=Path), help="PEM file of the SM2 key; with --data")
@@ -51,14 +78,14 @@ class _Remote:
 
 
 @contextmanager
-def _day(data: Path | None, server: str | None, agreements: Path | None = None, key: Path | None = None) -> Iterator[Any]:
+def _day(data: Path | None, server: Target | None, agreements: Path | None = None, key: Path | None = None) -> Iterator[Any]:
     """The day of a data directory or of a server."""
     if (data is None) == (server is None):
         raise click.UsageError("either --data or --server is wanted")
     if server is not None:
         from yikatong.clients.connection import Connection
 
-        with Connection(server) as connection:
+        with Connection(server.address, ca=server.ca, certificate=server.certificate, key=server.key) as connection:
             yield _Remote(connection)
         return
     from yikatong.core.day import Day, DayRules
@@ -109,7 +136,7 @@ def day() -> None:
 @data_option
 @server_option
 @date_option
-def close(data: Path | None, server: str | None, date: int) -> None:
+def close(data: Path | None, server: Target | None, date: int) -> None:
     """Let no more records into the window."""
     with _day(data, server) as steps:
         request = clearing_service_pb2.CloseWindowRequest(request_id=secrets.token_bytes(16), settlement_date=date)
@@ -121,7 +148,7 @@ def close(data: Path | None, server: str | None, date: int) -> None:
 @server_option
 @date_option
 @agreements_option
-def clear(data: Path | None, server: str | None, date: int, agreements: Path | None) -> None:
+def clear(data: Path | None, server: Target | None, date: int, agreements: Path | None) -> None:
     """Clear and net a closed window, and post what comes out."""
     with _day(data, server, agreements) as steps, _bar("clearing") as progress:
         request = clearing_service_pb2.ClearWindowRequest(request_id=secrets.token_bytes(16), settlement_date=date)
@@ -134,7 +161,7 @@ def clear(data: Path | None, server: str | None, date: int, agreements: Path | N
 @server_option
 @date_option
 @agreements_option
-def settle(data: Path | None, server: str | None, date: int, agreements: Path | None) -> None:
+def settle(data: Path | None, server: Target | None, date: int, agreements: Path | None) -> None:
     """Write the files of a cleared window and give its instructions to the bank; settled once the bank says all was paid."""
     with _day(data, server, agreements) as steps:
         request = settlement_service_pb2.SettleWindowRequest(request_id=secrets.token_bytes(16), settlement_date=date)
@@ -151,7 +178,7 @@ def settle(data: Path | None, server: str | None, date: int, agreements: Path | 
 @data_option
 @server_option
 @click.argument("file", type=click.Path(path_type=Path))
-def bank_file(data: Path | None, server: str | None, file: Path) -> None:
+def bank_file(data: Path | None, server: Target | None, file: Path) -> None:
     """Book a bank's return file: what was paid, what came back. Windows of which all is paid are settled."""
     try:
         content = file.read_bytes()
@@ -176,7 +203,7 @@ def bank_file(data: Path | None, server: str | None, file: Path) -> None:
     )  # fmt: skip
 
 
-def _turn(data: Path | None, server: str | None, date: int, step: str, kind: Any) -> None:
+def _turn(data: Path | None, server: Target | None, date: int, step: str, kind: Any) -> None:
     with _day(data, server) as steps:
         window = _answered(getattr(steps, step)(kind(request_id=secrets.token_bytes(16), settlement_date=date))).window
     OUT.print(f"{date}: {WindowState(window.state).name.lower()}", highlight=False)
@@ -186,7 +213,7 @@ def _turn(data: Path | None, server: str | None, date: int, step: str, kind: Any
 @data_option
 @server_option
 @date_option
-def abort(data: Path | None, server: str | None, date: int) -> None:
+def abort(data: Path | None, server: Target | None, date: int) -> None:
     """Break the settlement of a window off, while the bank has said nothing of it."""
     _turn(data, server, date, "abort", settlement_service_pb2.AbortWindowRequest)
 
@@ -195,7 +222,7 @@ def abort(data: Path | None, server: str | None, date: int) -> None:
 @data_option
 @server_option
 @date_option
-def resume(data: Path | None, server: str | None, date: int) -> None:
+def resume(data: Path | None, server: Target | None, date: int) -> None:
     """Bring a window whose settlement was broken off back to cleared."""
     _turn(data, server, date, "resume", settlement_service_pb2.ResumeWindowRequest)
 
@@ -206,7 +233,7 @@ def resume(data: Path | None, server: str | None, date: int) -> None:
 @date_option
 @click.option("--participant", default="", help='whose statement, such as "operator:bus"; else the report of the whole window')
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="HTML file to write")
-def report(data: Path | None, server: str | None, date: int, participant: str, out: Path) -> None:
+def report(data: Path | None, server: Target | None, date: int, participant: str, out: Path) -> None:
     """Write the report of a cleared window, or a participant's statement, as a page to print."""
     with _day(data, server) as steps:
         request = settlement_service_pb2.GetReportRequest(settlement_date=date, participant=participant)
@@ -220,7 +247,7 @@ def report(data: Path | None, server: str | None, date: int, participant: str, o
 @server_option
 @date_option
 @key_option
-def seal_command(data: Path | None, server: str | None, date: int, seal_key: Path | None) -> None:
+def seal_command(data: Path | None, server: Target | None, date: int, seal_key: Path | None) -> None:
     """Seal a settled window."""
     with _day(data, server, key=seal_key) as steps, _bar("sealing") as progress:
         request = settlement_service_pb2.SealWindowRequest(request_id=secrets.token_bytes(16), settlement_date=date)
@@ -231,7 +258,7 @@ def seal_command(data: Path | None, server: str | None, date: int, seal_key: Pat
 @day.command(name="list")
 @data_option
 @server_option
-def list_command(data: Path | None, server: str | None) -> None:
+def list_command(data: Path | None, server: Target | None) -> None:
     """All windows."""
     table = Table(box=box.SIMPLE)
     table.add_column("date")
@@ -261,7 +288,7 @@ def list_command(data: Path | None, server: str | None) -> None:
 @click.option("--date", type=int, help="settlement date, YYYYMMDD")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="receipt file to write")
 def receipt(
-    data: Path | None, server: str | None, sequence: int | None, participant: str | None, date: int | None, out: Path
+    data: Path | None, server: Target | None, sequence: int | None, participant: str | None, date: int | None, out: Path
 ) -> None:
     """Make a receipt of a tap, or of a participant's total, in a sealed window."""
     if (sequence is None) == (participant is None) or (participant is None) != (date is None):

@@ -123,6 +123,18 @@ def test_the_settlement_bank_and_another(city: City, tmp_path: Path) -> None:
     assert "PERMISSION_DENIED" in said["error"]
 
 
+def test_an_operators_day(city: City) -> None:
+    """`yikatong day` shows the operator's certificate; another's is not enough."""
+    for shown, said in ((city.operator, ""), (caller_files(city.authority, "yikatong:bank:icbc"), "PERMISSION_DENIED")):
+        command = [sys.executable, "-m", "yikatong.core.cli", "day", "list", "--server", city.server.address]
+        files = [word for name, path in shown._asdict().items() for word in (f"--{name}", str(path))]
+        done = subprocess.run([*command, *files], capture_output=True, text=True, check=False)
+        assert (done.returncode, said in done.stderr) == (1 if said else 0, True), done.stderr
+    done = subprocess.run([*command[:-2], "--data", "x", *files], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "are for --server" in done.stderr
+
+
 @pytest.mark.parametrize("module", ["terminal", "acquirer", "bank"])
 def test_help_and_wrong_usage(module: str) -> None:
     shown = subprocess.run(
