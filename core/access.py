@@ -55,14 +55,9 @@ OTHER_CHECKS: Final[Mapping[tuple[str, int], str]] = {
     ("ExceptionService.WithdrawDispute", DEPARTMENT): "Service: the dispute's card is in its district (RESOLVERS)",
     ("PurseService.FundPurse", DEPARTMENT): "Service: the purse's funder (RESOLVERS)",
     ("PurseService.ClosePurse", DEPARTMENT): "Service: the purse's funder (RESOLVERS)",
-    ("PersonService.RegisterPerson", DEPARTMENT): "core/persons.py, check_data",
-    ("PersonService.GetPerson", DEPARTMENT): "core/persons.py, is_visible",
-    ("PersonService.CorrectPerson", DEPARTMENT): "core/persons.py, is_visible and check_data",
-    ("PersonService.ErasePerson", DEPARTMENT): "core/persons.py, is_visible",
-    ("PersonService.SetConcession", DEPARTMENT): "core/persons.py, is_visible",
-    ("PersonService.ListConcessionsDue", DEPARTMENT): "core/persons.py, is_visible: rows of its district only",
+    ("PersonService.*", DEPARTMENT): "core/persons.py, is_visible and check_data: its commands ask who calls",
 }
-"""Grants that no field of the messages can show to be kept, and where they are."""
+"""Grants that no field of the messages can show to be kept, and where they are; `*` stands for all methods of a service."""
 
 Path = tuple[FieldDescriptor, ...]
 DistrictOfCard = Callable[[Memory, str], str | None]
@@ -90,6 +85,10 @@ class Rule(NamedTuple):
     def wanted(self) -> str:
         """The grants in words: "terminal own, operator all"."""
         return ", ".join(f"{ROLE_NAMES[role]} {_SCOPE_NAMES[scope]}" for role, scope in sorted(self.grants.items()))
+
+    def is_checked_elsewhere(self, role: int) -> bool:
+        """Whether OTHER_CHECKS names the method, or its service, for a role."""
+        return (self.name, role) in OTHER_CHECKS or (f"{self.method.containing_service.name}.*", role) in OTHER_CHECKS
 
     @property
     def only_reads(self) -> bool:
@@ -248,7 +247,7 @@ class Access:
             return await serve()
         rule = self.rules[service, method]
         scope = rule.grants[caller.role]
-        elsewhere = (rule.name, caller.role) in OTHER_CHECKS
+        elsewhere = rule.is_checked_elsewhere(caller.role)
         is_own = scope != OWN or elsewhere
         is_near = not caller.district or (scope == DISTRICT and elsewhere and rule.name not in self._resolvers)
         if not (is_own and is_near) or rule.name in self._resolvers:
@@ -321,7 +320,7 @@ class Access:
             found: Resolved = await self._ask(lambda memory: resolver(memory, message))
         except NotFound:
             found = Resolved()
-        if rule.grants[caller.role] == OWN and (rule.name, caller.role) in OTHER_CHECKS and caller.name not in found.owners:
+        if rule.grants[caller.role] == OWN and rule.is_checked_elsewhere(caller.role) and caller.name not in found.owners:
             raise self._refusal(rule, caller, is_own=False)
         return found
 

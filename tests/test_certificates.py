@@ -353,6 +353,19 @@ def test_revoked_on_an_open_connection(city: City, street: tuple[SimulatedCard, 
         assert [raw(port, AUTHORIZE, tap)[0] for port in fresh] == ["UNAUTHENTICATED"] * 2
 
 
+def test_a_certificate_that_ends_on_an_open_connection(city: City, street: tuple[SimulatedCard, Terminal, Terminal]) -> None:
+    card, bus, _ = street
+    tap = tap_service_pb2.AuthorizeTapRequest(tap=bus.present(card, 1)).SerializeToString()
+    with ExitStack() as stack:
+        ports = city.both(caller_files(city.authority, terminal_uri(bus), days=4 / 86_400), stack)
+        assert [raw(port, AUTHORIZE, tap)[0] for port in ports] == ["OK"] * 2
+        for port in ports:
+            until(lambda port=port: raw(port, AUTHORIZE, tap)[0] == "UNAUTHENTICATED")  # type: ignore[misc]
+        answers = [raw(port, AUTHORIZE, tap) for port in ports]
+        assert answers[0] == answers[1]
+        assert "has expired" in answers[0][1]
+
+
 def served_serial(address: str | None, shown: Files) -> int:
     """Serial number of the certificate that a port shows now."""
     host, port = (address or "").split(":")
