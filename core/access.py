@@ -55,6 +55,8 @@ OTHER_CHECKS: Final[Mapping[tuple[str, int], str]] = {
     ("ExceptionService.WithdrawDispute", DEPARTMENT): "Service: the dispute's card is in its district (RESOLVERS)",
     ("PurseService.FundPurse", DEPARTMENT): "Service: the purse's funder (RESOLVERS)",
     ("PurseService.ClosePurse", DEPARTMENT): "Service: the purse's funder (RESOLVERS)",
+    ("CodeService.TapByCode", ACQUIRER): "Service: its terminals' operator (RESOLVERS)",
+    ("IssuanceService.*", DEPARTMENT): "core/issuance.py, is_visible; core/batches.py, find_batch: its commands ask who calls",
     ("PersonService.*", DEPARTMENT): "core/persons.py, is_visible and check_data: its commands ask who calls",
 }
 """Grants that no field of the messages can show to be kept, and where they are; `*` stands for all methods of a service."""

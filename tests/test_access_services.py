@@ -192,3 +192,19 @@ def test_no_bank_is_the_settlement_bank_unless_named(port: ServicePort) -> None:
     assert refused(port, "ReconciliationService/IngestBankFile", bank, name="x", content=b"x") == "own"
     assert refused(port, "SettlementService/ListSettlementFiles", bank, settlement_date=20260101) == "own"
     assert refused(port, "SettlementService/GetSettlementFile", bank, settlement_date=20260101, name="x") == "own"
+
+
+def test_rides_by_code_of_ones_own_terminals(port: ServicePort) -> None:
+    """Who reads a code's bytes at a gate says which gate it is; the code itself is no good here, but that is an answer."""
+    gate = Caller(access.TERMINAL, TERMINAL.hex())
+
+    def taps(*numbers: bytes) -> dict[str, Any]:
+        return {"taps": [{"code": b"x", "terminal_number": number, "local_time": 20260101120000} for number in numbers]}
+
+    for caller in (gate, BUS, LOCAL):
+        (outcome,) = port.call("CodeService/TapByCode", caller=caller, **taps(TERMINAL)).outcomes
+        assert outcome.result != Result.ACCEPTED
+    for caller in (gate, BUS):
+        for others in ((bytes(6),), (TERMINAL, bytes(6)), (b"\x01" * 6,), (b"",), ()):
+            assert refused(port, "CodeService/TapByCode", caller, **taps(*others)) == "own"
+    assert refused(port, "CodeService/TapByCode", NEAR, **taps(TERMINAL)) == "role"
