@@ -517,11 +517,12 @@ def clear_window(
     settled: SettledGrey | None = None,
     folder: Path | None = None,
     progress: Progress = lambda done, total: None,
+    loaded: Callable[[Array, Array], Array] | None = None,
 ) -> Tally:
     """Clear one window. `states` are the cards' after the window before, and afterwards those after this one; `carried` are the
     records that were pending then (ROW), and `settled` what was settled of such ones before. `folder` takes the temporary
-    files; else the system's does."""
-    continuity = Continuity(folder, cards, window.records + len(carried), states, terms.within_s)
+    files; else the system's does. `loaded` tells whether loads of a chip explain that it has more than it was left with."""
+    continuity = Continuity(folder, cards, window.records + len(carried), states, terms.within_s, loaded)
     work = _Pass(window, terms, continuity, settled or SettledGrey(np.empty(0, np.uint64), cards))
     tally = work.tally
     if len(carried):

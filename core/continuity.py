@@ -103,13 +103,21 @@ class Continuity:
     be; `transfers` says within how many seconds a tap at the second operator continues one at the first, by their places."""
 
     def __init__(
-        self, folder: Path | None, cards: int, rows_max: int, states: CardStates, transfers: dict[tuple[int, int], int]
+        self,
+        folder: Path | None,
+        cards: int,
+        rows_max: int,
+        states: CardStates,
+        transfers: dict[tuple[int, int], int],
+        loaded: Callable[[Array, Array], Array] | None = None,
     ) -> None:
+        """`loaded` is asked about the few gaps that are left: whether loads of the card (slots) come to that much (fen)."""
         self._parts = max(-(-rows_max // limits.CLEAR_PART_ROWS), 1)
         self._files: list[IO[bytes]] = [tempfile.TemporaryFile(dir=folder) for _ in range(self._parts)]  # noqa: SIM115
         self._states = states
         self._states.reserve(cards)
         self._transfers = transfers
+        self._loaded = loaded
 
     def add(self, rows: Array) -> None:
         """Rows of ROW, in order of sequence."""
@@ -209,6 +217,9 @@ class Continuity:
         off_by = np.where(off_by == 0, own, off_by)
         counts = marks & Mark.CLEARED != 0
         balance_gap = (off_by != 0) & counts
+        more = np.flatnonzero(balance_gap & (off_by > 0) & (own == 0))
+        if self._loaded is not None and len(more):
+            balance_gap[more[self._loaded(card[more], off_by[more])]] = False
         atc_gap = (missing > 0) & counts & ~balance_gap
         found.findings.append(_findings(pick(proved, balance_gap), ClearingOutcome.BALANCE_GAP, off_by[balance_gap]))
         found.findings.append(_findings(pick(proved, atc_gap), ClearingOutcome.ATC_GAP, missing[atc_gap]))

@@ -25,7 +25,7 @@ from typing import Any, Final, Protocol, TypeVar
 import numpy as np
 from google.protobuf.message import Message
 
-from yikatong.core import limits
+from yikatong.core import limits, loads
 from yikatong.core.change import answered
 from yikatong.core.clear import EXCEPTION, NO_OPERATOR, SettledGrey, Tally, Terms, Window, clear_window, date_of, denied_since
 from yikatong.core.continuity import CARD, ROW, CardStates
@@ -354,6 +354,9 @@ class Day:
             SettledGrey(np.array(plan.settled, np.uint64), plan.cards),
             self._files.folder,
             progress,
+            lambda cards, more_fen: np.array(
+                self.ask(lambda memory, _: loads.explain(memory, cards.tolist(), more_fen.tolist()))
+            ),
         )
 
     def _keep(self, date: int, tally: Tally, terms: Terms, states: CardStates) -> None:

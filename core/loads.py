@@ -17,7 +17,7 @@ to an amount that nobody could foretell. A TAC may still come for a load that is
 
 import functools
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hmac import compare_digest
 from typing import Any, Final, TypeVar
 
@@ -415,3 +415,25 @@ def _local_time(time_us: int) -> int:
     """YYYYMMDDhhmmss (UTC+8) of a journal time."""
     second = (time_us // US + UTC8_S) % 86_400
     return settlement_date(time_us) * 1_000_000 + second // 3600 * 10_000 + second // 60 % 60 * 100 + second % 60
+
+
+def explain(memory: Memory, cards: Sequence[int], more_fen: Sequence[int]) -> list[bool]:
+    """For each card (slot): whether a chip that has so much more than its tap before left it with was loaded with that: whether
+    consecutive loads of it, any attempt of each, come to the sum."""
+    return [_comes_to(memory, int(card), int(fen)) for card, fen in zip(cards, more_fen, strict=True)]
+
+
+def _comes_to(memory: Memory, card: int, fen: int) -> bool:
+    start = card.to_bytes(4, "big")
+    sums: set[int] = set()  # of loads up to the one that is looked at
+    for key, value in memory.documents.scan(DocumentKind.LOAD, start):
+        if not key.startswith(start):
+            break
+        load = pb.Load.FromString(value)
+        if load.state == RETURNED:
+            continue
+        amounts = {load.debited_fen} if load.state == CONFIRMED else {attempt.amount_fen for attempt in load.attempts}
+        sums = {before + amount for before in sums | {0} for amount in amounts if before + amount <= fen}
+        if fen in sums:
+            return True
+    return False

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from harness import ISSUER, KEY_SET, Harness, local_time_of, make_tap
@@ -14,12 +15,13 @@ from hypothesis import strategies as st
 from yikatong.clients.chip import SimulatedChip, load_chip, return_load
 from yikatong.clients.connection import Connection
 from yikatong.core import deny_list, limits, loads
+from yikatong.core.continuity import ROW, CardStates, Continuity, Mark
 from yikatong.core.errors import InvalidRequest, NotFound
 from yikatong.core.keys import key_sets
 from yikatong.core.keys.life import Life
 from yikatong.core.keys.provider import KeyReference, Purpose
 from yikatong.core.keys.software import HeldKey, SoftwareProvider
-from yikatong.core.types import CHIP_PREFIX, Result
+from yikatong.core.types import CHIP_PREFIX, ClearingOutcome, Result
 from yikatong.ext.key_holder import KeyHolder
 from yikatong.v1 import account_service_pb2, card_service_pb2, deny_list_service_pb2, terminal_service_pb2
 from yikatong.v1 import load_service_pb2 as pb
@@ -542,6 +544,35 @@ def test_never_twice_never_lost(
         assert world.core.engine.imbalance_fen() == 0
     finally:
         world.core.close()
+
+
+# ---- in clearing ----
+
+
+def test_loads_explain_what_a_chip_has_more(world: World) -> None:
+    for amount_fen in (100, 300):
+        world.whole(amount_fen)
+    world.call(loads.start_load, world.start(50))
+    started = world.call(loads.start_load, world.start(70))
+    world.chip.credit_for_load(started.local_time, started.mac2)
+    world.core.register_card("99")
+    wanted = {1: False, 50: True, 70: True, 100: True, 300: True, 120: False, 370: True, 400: True, 470: True, 471: False}
+    cards, more_fen = [0] * len(wanted), list(wanted)
+    assert world.core.command(lambda memory, *_: loads.explain(memory, cards, more_fen), None) == list(wanted.values())
+    assert world.core.command(lambda memory, *_: loads.explain(memory, [1], [100]), None) == [False]
+
+
+@pytest.mark.parametrize(("more_fen", "gaps"), [(0, 0), (300, 0), (301, 1), (-300, 1)])
+def test_a_load_between_two_taps_is_no_gap(more_fen: int, gaps: int) -> None:
+    rows = np.zeros(2, ROW)
+    rows["sequence"], rows["atc"], rows["tap_amount_fen"] = [1, 2], [1, 2], 100
+    rows["before_fen"] = [500, 400 + more_fen]
+    rows["after_fen"] = rows["before_fen"] - 100
+    rows["marks"] = Mark.COUNTED | Mark.CLEARED | Mark.BALANCES
+    continuity = Continuity(None, 1, 2, CardStates(), {}, lambda cards, fen: fen == 300)
+    continuity.add(rows)
+    outcomes = np.concatenate([each["outcome"] for each in continuity.run().findings])
+    assert np.count_nonzero(outcomes == ClearingOutcome.BALANCE_GAP) == gaps
 
 
 # ---- over the port ----
