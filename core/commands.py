@@ -20,6 +20,7 @@ from yikatong.v1 import account_service_pb2, card_service_pb2, clearing_service_
 
 Command = Callable[[Memory, int], Any]
 
+OF_CARDS = (types.PURSE_PREFIX, types.CHIP_PREFIX)  # named accounts that hold cards' own money
 CARD_NUMBER_WANTED = "1 to 20 digits are wanted"
 
 
@@ -352,7 +353,7 @@ def get_trial_balance(
     balances = memory.engine.balances_fen()
     operators = int(balances[list(memory.account_operators)].sum()) if memory.account_operators else 0
     funding = int(balances[types.ACCOUNT_FUNDING])
-    others = sum(int(balances[account]) for name, account in memory.named_accounts() if not name.startswith(types.PURSE_PREFIX))
+    others = sum(int(balances[account]) for name, account in memory.named_accounts() if not name.startswith(OF_CARDS))
     total = int(balances.sum())
     return clearing_service_pb2.GetTrialBalanceResponse(
         imbalance_fen=total,

@@ -135,7 +135,8 @@ def _is_charge(memory: Memory, record: Any, card: int) -> bool:
     """Whether a journal record took money from one of a card's purses for a ride or a purchase."""
     known = memory.engine.card(card)
     purses = {account for _, account in memory.named_accounts(f"{types.PURSE_PREFIX}{known['card_number']}:")}
-    if int(record["card"]) != card or int(record["debit_account"]) not in {int(known["account"]), *purses}:
+    own = {int(known["account"]), *purses} | ({int(known["chip_account"])} if known["chip_account"] else set())
+    if int(record["card"]) != card or int(record["debit_account"]) not in own:
         return False
     if record["kind"] == RecordKind.TAP:
         return bool(record["result"] in types.CHARGED and record["amount_fen"])
@@ -293,7 +294,10 @@ def decide_dispute(
         return change.answer(request, response_type(result=wire(refusal)), "dispute-refused")
     if event is not DisputeEvent.REJECT:
         bears = int(charge["credit_account"]) if event is DisputeEvent.REFUND_BY_OPERATOR else change.open_account(FEES)
+        known = memory.engine.card(card)
         to = int(charge["debit_account"])
+        if to == known["chip_account"]:
+            to = int(known["account"])  # it cannot go back onto the chip
         if _is_capture(charge):
             authorization, leg = captured_leg(memory, dispute.journal_sequence)
             give_back(change, authorization, leg, dispute.disputed_fen)

@@ -122,7 +122,7 @@ def _balances(records: Array, names: _Names) -> tuple[Array, Array]:
     own[known] = names.card_accounts[card[known]]
     credited = records["credit_account"] == own
     balance = np.where(credited, records["credit_after_fen"], records["debit_after_fen"])
-    states = (card != types.NONE) & (kind != types.RecordKind.DENY_LIST)
+    states = (card != types.NONE) & (kind != types.RecordKind.DENY_LIST) & (kind != types.RecordKind.ACCOUNT)
     states &= (kind != types.RecordKind.POSTING) | credited | (records["debit_account"] == own)
     states &= (kind != types.RecordKind.HOLD) | (records["debit_account"] == own)
     return balance, states

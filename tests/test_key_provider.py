@@ -173,6 +173,13 @@ def test_the_newest_key_and_none(provider: Provider) -> None:
             ask()
 
 
+def test_wiped_keys_are_good_for_nothing() -> None:
+    provider = SoftwareProvider(KEYS)
+    provider.wipe()
+    with pytest.raises(ValueError, match="wiped"):
+        provider.mac(TAC, [], b"", b"")
+
+
 def test_wrong_sizes(provider: Provider) -> None:
     with pytest.raises(ValueError, match="factor of 7 bytes"):
         provider.mac(TAC, [bytes(7)], b"", b"")

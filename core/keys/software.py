@@ -57,6 +57,12 @@ class SoftwareProvider:
         """Hold another one's keys from now on. Calls that are under way end with the keys that they began with."""
         self._keys = other._keys
 
+    def wipe(self) -> None:
+        """Forget all keys: every use of one raises ValueError from now on."""
+        for held in self._keys.values():
+            if isinstance(held.value, KeyHolder):
+                held.value.wipe()
+
     def unlocked(self) -> int:
         """How many keys the system did not let be locked into memory."""
         return sum(isinstance(key.value, KeyHolder) and not key.value.locked for key in self._keys.values())

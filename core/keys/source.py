@@ -97,6 +97,8 @@ class KeySource:
             self._kek.wipe()
         if isinstance(self._opened, SdfProvider):
             self._opened.close()
+        else:
+            self._opened.wipe()
 
     def _look(self) -> _Stamp | None:
         with contextlib.suppress(OSError):
