@@ -245,6 +245,25 @@ def test_a_key_goes_wrapped_from_store_to_store(desk: Desk, tmp_path: Path, purp
     )
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_custodians_carry_a_transport_key_to_another_store(desk: Desk, tmp_path: Path, count: int) -> None:
+    (tmp_path / "other").mkdir()
+    other, wrapped = Desk(tmp_path / "other").init(), tmp_path / "wrapped.json"
+    typed = [LI, WANG, *[""] * (2 * count)]
+    out = desk.do("split", "--version", "7", "--components", str(count), *BY, typed=typed)
+    shown = re.findall(r"component \d: ([0-9a-f]{32})\ncheck value: ([0-9a-f]{6})", out)
+    assert len(shown) == count
+    whole = re.findall(r"check value ([0-9a-f]{6})$", out.strip())[0]
+    assert not any(part in desk.path.read_text() + ceremony_log.log_path(desk.path).read_text() for part, _ in shown)
+    carried = [LI, WANG, *(line for pair in shown for line in pair)]
+    of_key = ["--purpose", "transport", "--version", "7", "--components", str(count), "--kcv", whole]
+    other.do("import", *of_key, *BY, typed=carried)
+    desk.do("generate", *OF_TAC, "--version", "1")
+    desk.do("export", *OF_TAC, "--version", "1", "--transport-version", "7", "--out", str(wrapped))
+    other.do("import-wrapped", str(wrapped), "--transport-version", "7")
+    assert other.provider().check_value(TAC) == desk.provider().check_value(TAC)
+
+
 def test_a_life_from_ceremony_to_ceremony(desk: Desk) -> None:
     def states() -> dict[int, KeyState]:
         return {key.key_version: stored.life.state(10_000_000_000) for key, stored in desk.store().keys.items()}

@@ -230,6 +230,31 @@ def _ask_component(number: int) -> KeyHolder:
     return component
 
 
+@keys.command("split")
+@store_argument
+@click.option("--version", type=click.IntRange(0, 255), required=True, help="version of the transport key")
+@click.option("--components", type=click.Choice([str(n) for n in COMPONENTS]), default="2", show_default=True)
+@by_option
+def split_command(store: Path, version: int, components: str, operators: tuple[str, ...]) -> None:
+    """Make a transport key in components, which custodians carry to another store: each sees one, alone at the screen."""
+    ceremony = _begin(store, operators)
+    parts = [KeyHolder.random() for _ in range(int(components))]
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = whole.xor(part)
+    stored = ceremony.add(KeyReference(Purpose.TRANSPORT, version), whole, Life(int(time.time())))
+    ceremony.commit("split")  # before anybody sees anything
+    for number, part in enumerate(parts, 1):
+        click.prompt(f"custodian {number}, alone at the screen: Enter", default="", show_default=False, prompt_suffix="")
+        shown = bytearray(16)
+        part.copy_into(shown)
+        click.echo(f"component {number}: {shown.hex()}\ncheck value: {part.check_value().hex()}")
+        shown[:] = bytes(16)
+        click.prompt("written down: Enter", default="", show_default=False, prompt_suffix="")
+        click.clear()
+    _done("made", stored)
+
+
 @keys.command("export")
 @store_argument
 @reference_options
