@@ -13,6 +13,7 @@ key; `index` is two MACs of the SM3 digest, a message of fixed length. What soft
 
 import base64
 import functools
+import logging
 import secrets
 import threading
 import time
@@ -46,11 +47,14 @@ from yikatong.core.keys.store import FieldReader, StoredKey, fields_of, write_fi
 from yikatong.core.sm2 import USER_ID, PublicKey
 from yikatong.ext import sm3
 
+log = logging.getLogger(__name__)
+
 SGD_SM4_ECB: Final = 0x401
 SGD_SM4_CBC: Final = 0x402
 SGD_SM4_MAC: Final = 0x410
 SGD_SM3: Final = 0x1
 BLOCK: Final = 16
+TELL_S: Final = 1.0  # between two lines in the log about a device that fails
 SPREAD_ITEMS: Final = 16  # fewer stay on one session
 TAG_BYTES: Final = 16
 FORMAT: Final = 1
@@ -183,6 +187,7 @@ class Device:
         self._free: list[Session] = []
         self._slots = threading.Semaphore(sessions_max)
         self._sessions_max = sessions_max
+        self._told_at = -TELL_S
         self._workers = ThreadPoolExecutor(sessions_max, "key-device")
 
     def call(self, name: str, *arguments: Any) -> None:
@@ -224,10 +229,21 @@ class Device:
                 return work(session)
         except DeviceFailed as error:
             if error.code not in LOST:
+                self._tell(error)
                 raise
         self._forget()
-        with self.session() as session:
-            return work(session)
+        try:
+            with self.session() as session:
+                return work(session)
+        except DeviceFailed as error:
+            self._tell(error)
+            raise
+
+    def _tell(self, error: DeviceFailed) -> None:
+        """Into the log, but not for each call of a storm."""
+        if time.monotonic() - self._told_at >= TELL_S:
+            self._told_at = time.monotonic()
+            log.error("%s", error)
 
     def spread(self, work: Callable[["Session", Sequence[Any]], list[Any]], items: Sequence[Any]) -> list[Any]:
         """What work answers for many items, in order; on all sessions at once, since calls mostly wait for the device."""
