@@ -226,7 +226,7 @@ class Continuity:
 
         # 3. Grey and torn records, each card's from the last to the first: one that is decided bears witness to the one before.
         if len(pending):
-            _decide_pending(pending, proved, pick(states, pending["card"]), found)
+            _decide_pending(pending, proved, pick(states, pending["card"]), found, self._loaded)
 
         # 4. What the newest tap leaves.
         if n:
@@ -311,7 +311,9 @@ def _pending_between(card: Array, low: Array, high: Array, pending: Array, wante
     return counts
 
 
-def _decide_pending(pending: Array, proved: Array, newest: Array, found: Found) -> None:
+def _decide_pending(
+    pending: Array, proved: Array, newest: Array, found: Found, loaded: Callable[[Array, Array], Array] | None
+) -> None:
     """The card's record after a pending one shows by its balance whether the card paid. Nothing else does: where that record
     is missing, or states no balance, or fits neither, the record waits on. `newest` are the cards' taps from before the window:
     a pending record may have come later than the one after it."""
@@ -341,6 +343,11 @@ def _decide_pending(pending: Array, proved: Array, newest: Array, found: Found) 
         paid_fen, unpaid_fen = int(row["before_fen"]) - int(row["tap_amount_fen"]), int(row["before_fen"])
         if paid_fen != unpaid_fen:
             verdict[i] = 1 if witness[i] == paid_fen else -1 if witness[i] == unpaid_fen else 0
+            if not verdict[i] and loaded is not None and witness[i] > paid_fen:
+                # Loaded in between, then: with one of the two balances it joins, or nothing is shown.
+                more_fen = witness[i] - np.array([paid_fen, unpaid_fen])
+                joins = loaded(np.repeat(row["card"], 2), more_fen) & (more_fen > 0)
+                verdict[i] = int(joins[0]) - int(joins[1])
     found.proved.append(pending[verdict > 0])
     found.disproved.append(pending[verdict < 0])
     found.pending.append(pending[verdict == 0])

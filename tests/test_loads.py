@@ -601,6 +601,25 @@ def test_a_load_between_two_taps_is_no_gap(more_fen: int, gaps: int) -> None:
     assert np.count_nonzero(outcomes == ClearingOutcome.BALANCE_GAP) == gaps
 
 
+@pytest.mark.parametrize(
+    ("witness_fen", "verdict"),
+    [(400, "proved"), (500, "disproved"), (700, "proved"), (800, "disproved"), (600, "pending"), (900, "pending")],
+)
+def test_a_grey_record_before_a_load_is_decided(witness_fen: int, verdict: str) -> None:
+    """100 of 500 fen; then 300 were loaded, or 400, of which neither can be told apart where both would fit."""
+    rows = np.zeros(2, ROW)
+    rows["sequence"], rows["atc"], rows["tap_amount_fen"] = [1, 2], [1, 2], 100
+    rows["before_fen"] = [500, witness_fen]
+    rows["after_fen"] = rows["before_fen"] - 100
+    rows["marks"] = [Mark.PENDING | Mark.BALANCES, Mark.COUNTED | Mark.CLEARED | Mark.BALANCES]
+    explained = {300} if witness_fen < 900 else {400, 500}
+    continuity = Continuity(None, 1, 2, CardStates(), {}, lambda cards, fen: np.isin(fen, list(explained)))
+    continuity.add(rows)
+    found = continuity.run()
+    kinds = ("proved", "disproved", "pending")
+    assert {kind for kind in kinds if sum(map(len, getattr(found, kind)))} == {verdict}
+
+
 # ---- over the port ----
 
 
