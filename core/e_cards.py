@@ -223,12 +223,10 @@ def _new_number(memory: Memory) -> str:
         at += 10**10  # somebody registered a card of that number
 
 
-def _add_slot(memory: Memory, card_slot: int, time_us: int) -> int:
+def _add_slot(memory: Memory, card_slot: int, number: str, time_us: int) -> int:
     """The e-card's slot in the engine: its card's twin."""
     card = memory.engine.card(card_slot)
-    kept = card_service_pb2.Card(
-        card_number=_new_number(memory), issuer_id=card["issuer_id"], rider=card["rider"], expires=card["expires"]
-    )
+    kept = card_service_pb2.Card(card_number=number, issuer_id=card["issuer_id"], rider=card["rider"], expires=card["expires"])
     slot: int = memory.engine.add_card(
         kept.card_number, kept.issuer_id, kept.rider, kept.expires, time_us, kept.SerializeToString(deterministic=True),
         card["rider_until"], card["pass_number"], card["pass_until"], card_slot,
@@ -255,15 +253,17 @@ def issue_e_card(provider: KeyProvider, memory: Memory, request: pb.IssueECardRe
     if refused is not None:
         response.result = wire(refused)
         return Change(memory, time_us).answer(request, response, "e-card-refused")
-    twin = int(memory.engine.card(card_slot)["twin"])
-    slot = _add_slot(memory, card_slot, time_us) if twin == NONE else twin
-    number = str(memory.engine.card(slot)["card_number"])
-    document = existing.document if existing is not None else documents.ECardDocument(e_card_slot=slot)
+    slot = int(memory.engine.card(card_slot)["twin"])
+    number = _new_number(memory) if slot == NONE else str(memory.engine.card(slot)["card_number"])
+    document = existing.document if existing is not None else documents.ECardDocument()
     document.issue += 1
     said = _slot_key(card_slot) + document.issue.to_bytes(4, "big") + request.request_id
     code = provider.mac(provider.newest(Purpose.DEVICE), [card_serial(number)], b"", _label("yikatong e-card", said))
-    if memory.documents.get(DocumentKind.E_CARD_INDEX, code) is not None:  # pragma: no cover (one in 2^128)
-        raise InvalidRequest("request_id", "another one is wanted")
+    if memory.documents.get(DocumentKind.E_CARD_INDEX, code) is not None:
+        raise InvalidRequest("request_id", "another one is wanted")  # one in 2^128
+    if slot == NONE:
+        slot = _add_slot(memory, card_slot, number, time_us)
+    document.e_card_slot = slot
     document.code, document.issued_time_us, document.cancelled_time_us = code, time_us, 0
     document.ClearField("activation")
     e_card = ECard(card_slot, slot, number, document)

@@ -14,6 +14,7 @@ from yikatong.core import codes, device_proof, e_cards, limits, ride_code
 from yikatong.core.change import Change
 from yikatong.core.codes import CodeChecker, Reserved, RideCodeRules
 from yikatong.core.errors import ConfigError
+from yikatong.core.keys.key_sets import KeySet
 from yikatong.core.keys.provider import KeyReference, Purpose
 from yikatong.core.keys.software import SoftwareProvider
 from yikatong.core.sm2 import PrivateKey
@@ -424,3 +425,40 @@ def test_without_a_certificate_none_are_issued(core: Harness, phone: Phone) -> N
     grant = core.ask(functools.partial(codes.grant_ride_code, PROVIDER), request)
     with pytest.raises(ConfigError, match="ride_code_certificate"):
         codes.issue_ride_code(PROVIDER, RideCodeRules(), grant)
+
+
+# ---- generations of keys ----
+
+
+def test_what_was_made_under_an_older_key_stays_good(core: Harness, phone: Phone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device, a code and a reservation of before a rotation; new ones use the new keys."""
+    newer = KeySet(ISSUER, KEY_SET.key_version + 1, 1, 2, bytes(range(16, 32)))
+    code, abandoned = phone.code(), item(core, phone.code(), terminal_sequence=700)
+    reserve(core, [abandoned])
+    core.engine.add_key(newer.issuer_id, newer.key_version, newer.key_index, newer.parent())
+    rotated = SoftwareProvider(
+        {
+            KeyReference(Purpose.DEVICE, 1): bytes(range(16)),
+            KeyReference(Purpose.DEVICE, 2): bytes(16),
+            KeyReference(Purpose.TAC, KEY_SET.key_version, KEY_SET.key_index, ISSUER): KEY_SET.master,
+            KeyReference(Purpose.TAC, newer.key_version, 1, ISSUER): newer.master,
+            KeyReference(Purpose.CODE_ISSUER, 1): ISSUER_KEY.private_pem(),
+        }
+    )
+    monkeypatch.setattr("test_codes.PROVIDER", rotated)
+    monkeypatch.setitem(LEVELS, (ISSUER, newer.key_version, 1), 2)
+    (late,) = tap(core, abandoned)
+    (old,) = tap(core, item(core, code))
+    (new,) = tap(core, item(core, phone.code()))
+    assert [each.result for each in (late, old, new)] == [Result.ACCEPTED] * 3
+    assert [core.get_tap(each.sequence).tap.key_version for each in (late, old, new)] == [1, 2, 2]
+
+
+def test_a_key_that_is_gone_is_told(core: Harness, phone: Phone, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = phone.code()
+    without = SoftwareProvider({KeyReference(Purpose.DEVICE, 2): bytes(16)})
+    monkeypatch.setattr("test_codes.PROVIDER", without)
+    assert tap(core, item(core, code))[0].result == Result.CODE_UNKNOWN
+    no_masters = SoftwareProvider({KeyReference(Purpose.DEVICE, 1): bytes(range(16))})
+    monkeypatch.setattr("test_codes.PROVIDER", no_masters)
+    assert tap(core, item(core, code))[0].result == Result.UNKNOWN_KEY

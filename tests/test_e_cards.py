@@ -18,7 +18,7 @@ from yikatong.core.check import check
 from yikatong.core.deny_list import get_deny_list
 from yikatong.core.device_proof import activation_proof, make_proof, message_of, unwrap
 from yikatong.core.errors import InvalidRequest, NotFound
-from yikatong.core.keys.provider import KeyReference, Purpose, SealedDataWrong
+from yikatong.core.keys.provider import KeyReference, KeyUnknown, Purpose, SealedDataWrong
 from yikatong.core.keys.software import SoftwareProvider
 from yikatong.core.memory import EngineSettings
 from yikatong.core.types import NONE, Deny, Result
@@ -249,6 +249,15 @@ def test_a_cancelled_e_card_comes_back_under_a_new_code_without_devices(core: Ha
     assert e_cards.find_code(core.memory, first.code) is None
     assert prove(core, device_id, key, counter=2) == Result.DEVICE_REVOKED
     assert isinstance(prove(core, *bind(core)), e_cards.Device)
+
+
+def test_without_the_key_nothing_is_half_done(core: Harness) -> None:
+    before = core.engine.counts, core.engine.next_sequence
+    request = pb.IssueECardRequest(request_id=new_id(), card_number=CARD)
+    with pytest.raises(KeyUnknown):
+        core.command(functools.partial(e_cards.issue_e_card, SoftwareProvider({})), request)
+    assert (core.engine.counts, core.engine.next_sequence) == before
+    assert issue(core).result == Result.ACCEPTED
 
 
 def test_requests_are_safe_to_repeat(core: Harness) -> None:

@@ -4,6 +4,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -255,3 +256,28 @@ def test_a_wrong_certificate_is_told_at_the_start(tmp_path: Path, key_file: Path
     with pytest.raises(ServerFailed, match="was not signed by ride_code_authority"):
         EmbeddedServer(tmp_path / "data", key_file, *arguments[:3], str(tmp_path / "other.pem"))
     assert "ride_code_authority" in settings_table()
+
+
+def test_of_many_terminals_at_once_one_gets_the_code(connection: Connection, key_set: KeySet, tmp_path: Path) -> None:
+    phone, card = new_phone(connection, key_set, tmp_path / "phone.json")
+    phone.fetch_ride_code(connection)
+    gates = [new_gate(connection) for _ in range(8)]
+    for code in (phone.online_code(connection).text.encode(), phone.ride_code()):
+        before_fen = balance_fen(connection, card)
+        with ThreadPoolExecutor(len(gates)) as pool:
+            outcomes = list(pool.map(lambda gate, code=code: gate.authorize(connection, code, 100), gates))
+        assert sorted(each.result for each in outcomes) == [Result.ACCEPTED, *[Result.CODE_USED] * 7]
+        assert balance_fen(connection, card) == before_fen - 100
+
+
+def test_the_same_tap_sent_many_times_at_once_is_one(connection: Connection, key_set: KeySet, tmp_path: Path) -> None:
+    phone, card = new_phone(connection, key_set, tmp_path / "phone.json")
+    gate = new_gate(connection)
+    tap = gate._tap(phone.online_code(connection).text.encode(), 100, int(time.time()))
+    request = code_service_pb2.TapByCodeRequest(taps=[tap])
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = list(pool.map(lambda _: connection.codes.TapByCode(request, timeout=10).outcomes[0], range(8)))
+    assert {each.result for each in outcomes} == {Result.ACCEPTED}
+    assert len({each.sequence for each in outcomes}) == 1
+    assert sum(each.duplicate for each in outcomes) == 7
+    assert balance_fen(connection, card) == 900
