@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from yikatong.core import card_links, e_cards, limits, ride_code
+from yikatong.core.callers import LOCAL, Caller
 from yikatong.core.change import Change
 from yikatong.core.device_proof import message_of
 from yikatong.core.e_cards import ECard
@@ -24,13 +25,13 @@ from yikatong.core.errors import ConfigError, InvalidRequest
 from yikatong.core.keys.provider import KeyProvider, KeyReference, KeyUnknown, Purpose
 from yikatong.core.memory import Memory
 from yikatong.core.ride_code import Checker, CodeMalformed, IssuerPart, RideCode
-from yikatong.core.sm2 import PublicKey
+from yikatong.core.sm2 import PrivateKey, PublicKey
 from yikatong.core.types import NONE, DocumentKind, Result, wire
 from yikatong.ext import sm3
 from yikatong.ext.engine import local_seconds
+from yikatong.v1 import access_pb2, tap_service_pb2
 from yikatong.v1 import code_service_pb2 as pb
 from yikatong.v1 import e_card_documents_pb2 as documents
-from yikatong.v1 import tap_service_pb2
 
 TOKEN_PREFIX: Final = b"YK"
 TOKEN_RANDOM_BYTES: Final = 18  # 144 bits
@@ -39,6 +40,8 @@ _TOKEN: Final = re.compile(rb"YK[A-Z2-7]{32}")
 _LABEL: Final = b"yikatong code"
 KEPT, DUE = b"c", b"t"  # documents of a kind: under a digest; and for the sweep, under when it is due, and the digest
 PURCHASE: Final = 6
+TEST_ISSUER: Final = b"\x59\x80\x00\x01"
+TEST_EXPIRY: Final = 209_912
 
 
 class RideCodeRules(NamedTuple):
@@ -76,6 +79,18 @@ class RideCodeRules(NamedTuple):
         return Checker({ride_code.read_certificate(self.certificate).ca_index: self.authority})
 
 
+def make_test_issuer(folder: Path, provider: KeyProvider) -> tuple[Path, Path]:
+    """Files for ride_code_certificate and ride_code_authority, by an authority whose key is thrown away at once: for demos and
+    tests. A city's issuer has its certificate from the authority that gates everywhere trust."""
+    authority = PrivateKey.make()
+    issuer = PublicKey(provider.public_key(provider.newest(Purpose.CODE_ISSUER)))
+    certificate = ride_code.make_certificate(issuer.point(), TEST_ISSUER, TEST_EXPIRY, authority.sign_raw)
+    files = folder / "ride-code-certificate", folder / "ride-code-authority.pem"
+    for file, content in zip(files, (certificate, authority.public_pem()), strict=True):
+        file.write_bytes(content)
+    return files
+
+
 # ---- what is kept ----
 
 
@@ -88,11 +103,11 @@ def _keep(change: Change, kind: DocumentKind, digest: bytes, value: bytes, until
     change.put(kind, DUE + _stamp(until_us) + digest, b"\0")
 
 
-def _sweep(memory: Memory, change: Change) -> None:
-    """Forget with a change what is due."""
+def _sweep(memory: Memory, change: Change, added: int = 1) -> None:
+    """Forget with a change what is due: more than the `added` codes that come with it."""
     for kind in (DocumentKind.CODE, DocumentKind.CODE_USE):
         due = memory.documents.scan(kind, DUE, DUE + _stamp(change.time_us))
-        for key in [key for (key, _), _ in zip(due, range(limits.CODES_SWEPT_MAX), strict=False)]:
+        for key in [key for (key, _), _ in zip(due, range(limits.CODES_SWEPT + added), strict=False)]:
             change.delete(kind, key)
             change.delete(kind, KEPT + key[-DIGEST_BYTES:])
 
@@ -291,16 +306,17 @@ class CodeChecker:
         if (raw := _raw_token(item.code)) is not None:
             return Checked(item, raw)
         with self._lock:
-            return Checked(item, self._checker.check(item.code, _local_s(item), max(item.amount_fen, item.amount_due_fen)))
+            return Checked(item, self._checker.check(item.code, _local_s(item)))
 
 
 def reserve(
-    provider: KeyProvider, memory: Memory, items: Sequence[Checked], stored: bool, time_us: int
+    provider: KeyProvider, memory: Memory, items: Sequence[Checked], stored: bool, time_us: int, caller: Caller = LOCAL
 ) -> list[Reserved | tap_service_pb2.TapOutcome]:
-    """The first step, on the writer's thread: for each item its tap without the MAC, or what it is refused with."""
+    """The first step, on the writer's thread: for each item its tap without the MAC, or what it is refused with. Terminals that
+    are not the caller's are unknown to it."""
     change = Change(memory, time_us)
-    _sweep(memory, change)
-    reserving = _Reserving(provider, memory, stored, time_us)
+    _sweep(memory, change, len(items))
+    reserving = _Reserving(provider, memory, stored, time_us, caller)
     answers: list[Reserved | tap_service_pb2.TapOutcome] = []
     for checked in items:
         made = reserving.reserve(checked)
@@ -320,7 +336,8 @@ def reserve(
 class _Reserving:
     """What one request reserves, before any of it is put."""
 
-    def __init__(self, provider: KeyProvider, memory: Memory, stored: bool, time_us: int) -> None:
+    def __init__(self, provider: KeyProvider, memory: Memory, stored: bool, time_us: int, caller: Caller) -> None:
+        self._caller = caller
         self._provider = provider
         self._memory = memory
         self._stored = stored
@@ -332,6 +349,8 @@ class _Reserving:
         item, code = checked.item, checked.code
         if isinstance(code, Result):
             return code
+        if not self._is_own(item.terminal_number):
+            return Result.UNKNOWN_TERMINAL
         digest = _digest(self._provider, code) if isinstance(code, bytes) else code.digest[:DIGEST_BYTES]
         if digest is None:
             return Result.CODE_UNKNOWN
@@ -339,8 +358,22 @@ class _Reserving:
         used = self.uses.get(digest) or _use_of(self._memory, digest)
         if used is not None:
             return self._tap(item, used) if used.atc and used.item_digest == item_digest else Result.CODE_USED
+        if isinstance(code, RideCode) and max(item.amount_fen, item.amount_due_fen) > code.part.limit_fen:
+            return Result.CODE_LIMIT
         holder = self._holder(item, code)
         return holder if isinstance(holder, Result) else self._take(item, item_digest, digest, *holder)
+
+    def _is_own(self, terminal_number: bytes) -> bool:
+        """Whether a terminal is registered, and the caller itself or one of its own."""
+        slot = self._memory.engine.find_terminal(terminal_number)
+        if slot == NONE:
+            return False
+        if self._caller.role == access_pb2.ROLE_TERMINAL:
+            return terminal_number.hex() == self._caller.name
+        if self._caller.role == access_pb2.ROLE_ACQUIRER:
+            operator_id = self._memory.account_operators[self._memory.engine.terminal(slot)["account"]]
+            return bool(operator_id == self._caller.name)
+        return True
 
     def _holder(self, item: pb.CodeTap, code: bytes | RideCode) -> tuple[ECard, bytes] | Result:
         """Whose a new code is: the e-card and the device; the card's own state is asked by the tap that follows."""
@@ -385,10 +418,7 @@ class _Reserving:
         return e_card, device_id
 
     def _take(self, item: pb.CodeTap, item_digest: bytes, digest: bytes, e_card: ECard, device_id: bytes) -> Reserved | Result:
-        engine = self._memory.engine
-        if engine.find_terminal(item.terminal_number) == NONE:
-            return Result.UNKNOWN_TERMINAL
-        slot = engine.card(e_card.slot)
+        slot = self._memory.engine.card(e_card.slot)
         try:
             key = self._provider.newest(Purpose.TAC, slot["issuer_id"])
         except KeyUnknown:

@@ -695,9 +695,11 @@ class Service:
         """CodeService.TapByCode: signatures are verified beside the writer, codes reserved on it; what follows is a tap."""
         message = parse(code_service_pb2.TapByCodeRequest, request)
         codes.check_items(message.taps)
+        caller = current()
         checked = await asyncio.to_thread(checker.check, message.taps)
         work = Work(
-            command=lambda memory, time_us: codes.reserve(provider, memory, checked, message.stored, time_us), deadline=deadline
+            command=lambda memory, time_us: codes.reserve(provider, memory, checked, message.stored, time_us, caller),
+            deadline=deadline,
         )
         answers = await self._submit(work)
         reserved = [each for each in answers if isinstance(each, codes.Reserved)]

@@ -11,6 +11,7 @@ from harness import ISSUER, KEY_SET, KEY_SETS, Harness, authorize_request, local
 from test_e_cards import CARD, OTHER, bind, cancel, deny, issue, revoke
 
 from yikatong.core import codes, device_proof, e_cards, limits, ride_code
+from yikatong.core.callers import parse_identity
 from yikatong.core.change import Change
 from yikatong.core.codes import CodeChecker, Reserved, RideCodeRules
 from yikatong.core.errors import ConfigError
@@ -206,6 +207,12 @@ def test_a_batch_has_its_answers_in_order_and_uses_each_code_once(core: Harness,
     ]  # fmt: skip
     assert outcomes[5].duplicate
     assert (core.balance(CARD).balance_fen, core.balance(OTHER).balance_fen) == (600, 300)
+
+
+def test_a_code_that_was_used_is_told_before_its_limit(core: Harness, phone: Phone) -> None:
+    code = phone.ride_code()
+    assert tap(core, item(core, code))[0].result == Result.ACCEPTED
+    assert tap(core, item(core, code, amount_fen=limits.RIDE_CODE_LIMIT_FEN + 1))[0].result == Result.CODE_USED
 
 
 def test_too_little_money_is_told_as_for_any_tap(core: Harness, phone: Phone) -> None:
@@ -425,6 +432,31 @@ def test_without_a_certificate_none_are_issued(core: Harness, phone: Phone) -> N
     grant = core.ask(functools.partial(codes.grant_ride_code, PROVIDER), request)
     with pytest.raises(ConfigError, match="ride_code_certificate"):
         codes.issue_ride_code(PROVIDER, RideCodeRules(), grant)
+
+
+# ---- whose terminals ----
+
+
+@pytest.mark.parametrize(
+    ("caller", "wanted"),
+    [
+        ("yikatong:terminal:112233445566", Result.ACCEPTED),
+        ("yikatong:terminal:665544332211", Result.UNKNOWN_TERMINAL),
+        ("yikatong:acquirer:bus", Result.ACCEPTED),
+        ("yikatong:acquirer:metro", Result.UNKNOWN_TERMINAL),
+        ("yikatong:operator:one", Result.ACCEPTED),
+    ],
+)
+def test_others_terminals_use_up_no_code(core: Harness, phone: Phone, caller: str, wanted: Result) -> None:
+    checked = CodeChecker(RULES).check([item(core, phone.code())])
+    by = parse_identity(caller)
+    (answer,) = codes.reserve(PROVIDER, core.memory, checked, False, core.now_us, by)
+    assert (Result.ACCEPTED if isinstance(answer, Reserved) else answer.result) == wanted
+    again = codes.reserve(PROVIDER, core.memory, checked, False, core.now_us)
+    assert isinstance(again[0], Reserved)
+    if wanted == Result.ACCEPTED:
+        assert again == [answer]
+    assert [type(each) for each in codes.reserve(PROVIDER, core.memory, checked, False, core.now_us, by)] == [type(answer)]
 
 
 # ---- generations of keys ----

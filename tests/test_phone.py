@@ -18,29 +18,21 @@ from yikatong.clients.connection import Connection, call
 from yikatong.clients.embedded import EmbeddedServer, ServerFailed
 from yikatong.clients.gate import Gate
 from yikatong.clients.phone import NotReady, Phone, Refused, qr_code
-from yikatong.core import limits, ride_code
+from yikatong.core import codes, limits, ride_code
 from yikatong.core.config import settings_table
 from yikatong.core.keys import key_sets
 from yikatong.core.keys.key_sets import KeySet
-from yikatong.core.keys.provider import Purpose
 from yikatong.core.sm2 import PrivateKey, PublicKey
 from yikatong.core.types import Result
 from yikatong.v1 import account_service_pb2, code_service_pb2, deny_list_service_pb2
 from yikatong.v1 import e_card_service_pb2 as pb
 
-AUTHORITY = PrivateKey.make()
-
 
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory: pytest.TempPathFactory, key_file: Path) -> list[str]:
     folder = tmp_path_factory.mktemp("issuer")
-    provider = key_sets.load_provider(key_file)
-    issuer = PublicKey(provider.public_key(provider.newest(Purpose.CODE_ISSUER)))
-    (folder / "certificate").write_bytes(
-        ride_code.make_certificate(issuer.point(), b"\x59\x80\x00\x01", 209_912, AUTHORITY.sign_raw)
-    )
-    (folder / "authority.pem").write_bytes(AUTHORITY.public_pem())
-    return ["--ride-code-certificate", str(folder / "certificate"), "--ride-code-authority", str(folder / "authority.pem")]
+    certificate, authority = codes.make_test_issuer(folder, key_sets.load_provider(key_file))
+    return ["--ride-code-certificate", str(certificate), "--ride-code-authority", str(authority)]
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +61,8 @@ def new_phone(connection: Connection, key_set: KeySet, path: Path, balance_fen: 
     return phone, card
 
 
-def new_gate(connection: Connection, **options: object) -> Gate:
-    return Gate(new_terminal(connection).terminal_number, {1: AUTHORITY.public_key()}, **options)  # type: ignore[arg-type]
+def new_gate(connection: Connection, arguments: list[str], **options: object) -> Gate:
+    return Gate(new_terminal(connection).terminal_number, {1: PublicKey.read(Path(arguments[3]))}, **options)  # type: ignore[arg-type]
 
 
 def balance_fen(connection: Connection, card: str) -> int:
@@ -87,9 +79,11 @@ def read_image(path: Path) -> bytes:
     return bytes(found.bytes)
 
 
-def test_a_gate_taps_by_what_it_reads_from_the_screen(connection: Connection, key_set: KeySet, tmp_path: Path) -> None:
+def test_a_gate_taps_by_what_it_reads_from_the_screen(
+    connection: Connection, arguments: list[str], key_set: KeySet, tmp_path: Path
+) -> None:
     phone, card = new_phone(connection, key_set, tmp_path / "phone.json")
-    gate = new_gate(connection, line=261, stop=7)
+    gate = new_gate(connection, arguments, line=261, stop=7)
 
     qr_code(phone.online_code(connection).text).save(str(tmp_path / "online.png"), scale=6)
     shown = read_image(tmp_path / "online.png")
@@ -128,10 +122,10 @@ def refused(work: object) -> Result:
     return caught.value.result
 
 
-def test_refusals_over_grpc(connection: Connection, key_set: KeySet, tmp_path: Path) -> None:
+def test_refusals_over_grpc(connection: Connection, arguments: list[str], key_set: KeySet, tmp_path: Path) -> None:
     phone, card = new_phone(connection, key_set, tmp_path / "phone.json")
     other, _ = new_phone(connection, key_set, tmp_path / "other.json")
-    gate, second = new_gate(connection), new_gate(connection)
+    gate, second = new_gate(connection, arguments), new_gate(connection, arguments)
     code = phone.online_code(connection).text.encode()
     assert gate.authorize(connection, code, 1).result == Result.ACCEPTED
     assert second.authorize(connection, code, 1).result == Result.CODE_USED
@@ -171,14 +165,16 @@ def test_refusals_over_grpc(connection: Connection, key_set: KeySet, tmp_path: P
         assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_a_gate_refuses_what_is_denied_and_what_is_old(connection: Connection, key_set: KeySet, tmp_path: Path) -> None:
+def test_a_gate_refuses_what_is_denied_and_what_is_old(
+    connection: Connection, arguments: list[str], key_set: KeySet, tmp_path: Path
+) -> None:
     phone, card = new_phone(connection, key_set, tmp_path / "phone.json")
     phone.fetch_ride_code(connection)
     code, now = phone.ride_code(), time.time()
     number = call(connection.e_cards.GetECard, pb.GetECardRequest(card_number=card)).e_card.e_card_number
-    gate = new_gate(connection, denied={number})
+    gate = new_gate(connection, arguments, denied={number})
     assert gate.admit(code) == Result.CARD_DENIED
-    gate = new_gate(connection, clock=lambda: now)
+    gate = new_gate(connection, arguments, clock=lambda: now)
     assert gate.admit(code, limits.RIDE_CODE_LIMIT_FEN + 1) == Result.CODE_LIMIT
     assert gate.admit(code) == Result.ACCEPTED
     for later_s in (31, 100):
@@ -195,7 +191,7 @@ def test_a_core_that_is_killed_between_reservation_and_tap_doubles_and_loses_not
     data = tmp_path / "data"
     with EmbeddedServer(data, key_file, *arguments) as server, Connection(server.address) as connection:
         phone, card = new_phone(connection, key_set, tmp_path / "phone.json")
-        gate = new_gate(connection)
+        gate = new_gate(connection, arguments)
         phone.fetch_ride_code(connection)
     assert gate.admit(phone.ride_code(), 200) == Result.ACCEPTED
     server = EmbeddedServer(data, key_file, *arguments, environment={"YIKATONG_FAILPOINT": "code-reserved"})
@@ -215,6 +211,7 @@ def test_a_core_that_is_killed_between_reservation_and_tap_doubles_and_loses_not
 def test_the_example_runs(
     server: EmbeddedServer,
     connection: Connection,
+    arguments: list[str],
     key_set: KeySet,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -234,7 +231,7 @@ def test_the_example_runs(
     assert run([*common, "--out", str(tmp_path / "ride.png"), "ride"]) == 0
     assert ride_code.read(read_image(tmp_path / "ride.png")).part.custom == Phone(state).device_id
     assert run([*common, "--out", str(tmp_path / "code.png"), "code"]) == 0
-    assert new_gate(connection).authorize(connection, read_image(tmp_path / "code.png"), 1).result == Result.ACCEPTED
+    assert new_gate(connection, arguments).authorize(connection, read_image(tmp_path / "code.png"), 1).result == Result.ACCEPTED
     assert run([*common, "code"]) == 0
     assert capsys.readouterr().out.count("\n") > 10
     assert run([*common, "activate", bytes(16).hex(), "--secret-file", str(tmp_path / "secret")]) == 1
@@ -258,10 +255,12 @@ def test_a_wrong_certificate_is_told_at_the_start(tmp_path: Path, key_file: Path
     assert "ride_code_authority" in settings_table()
 
 
-def test_of_many_terminals_at_once_one_gets_the_code(connection: Connection, key_set: KeySet, tmp_path: Path) -> None:
+def test_of_many_terminals_at_once_one_gets_the_code(
+    connection: Connection, arguments: list[str], key_set: KeySet, tmp_path: Path
+) -> None:
     phone, card = new_phone(connection, key_set, tmp_path / "phone.json")
     phone.fetch_ride_code(connection)
-    gates = [new_gate(connection) for _ in range(8)]
+    gates = [new_gate(connection, arguments) for _ in range(8)]
     for code in (phone.online_code(connection).text.encode(), phone.ride_code()):
         before_fen = balance_fen(connection, card)
         with ThreadPoolExecutor(len(gates)) as pool:
@@ -270,9 +269,11 @@ def test_of_many_terminals_at_once_one_gets_the_code(connection: Connection, key
         assert balance_fen(connection, card) == before_fen - 100
 
 
-def test_the_same_tap_sent_many_times_at_once_is_one(connection: Connection, key_set: KeySet, tmp_path: Path) -> None:
+def test_the_same_tap_sent_many_times_at_once_is_one(
+    connection: Connection, arguments: list[str], key_set: KeySet, tmp_path: Path
+) -> None:
     phone, card = new_phone(connection, key_set, tmp_path / "phone.json")
-    gate = new_gate(connection)
+    gate = new_gate(connection, arguments)
     tap = gate._tap(phone.online_code(connection).text.encode(), 100, int(time.time()))
     request = code_service_pb2.TapByCodeRequest(taps=[tap])
     with ThreadPoolExecutor(8) as pool:
