@@ -129,6 +129,7 @@ HEIRS_LOOKED_AT: Final = 64  # replaced cards looked at in one go for money that
 OVERDUE_COUNTED_MAX: Final = 4_000  # overdue applications that the metric counts: as SCAN_DOCUMENTS_MAX
 CODE_BYTES_MAX: Final = 664  # of any code: a ride code with all of its custom data is 587; a QR code of that size is hard to read
 CODE_ITEMS_MAX: Final = 1_024  # taps by code in one request: at three signatures each some two seconds of one core
+CODES_AT_ONCE: Final = 256  # of these on the writer's thread, some milliseconds, between which taps have their turn
 CODE_S: Final = 60  # an online code is good so long
 CODE_KEPT_S: Final = 3_600  # an online code that is over is told from one that never was so long
 CODE_USES_KEPT_S: Final = 35 * 86_400  # after which a ride code is too old to be uploaded: longer than any terminal stores taps

@@ -697,11 +697,14 @@ class Service:
         codes.check_items(message.taps)
         caller = current()
         checked = await asyncio.to_thread(checker.check, message.taps)
-        work = Work(
-            command=lambda memory, time_us: codes.reserve(provider, memory, checked, message.stored, time_us, caller),
-            deadline=deadline,
-        )
-        answers = await self._submit(work)
+
+        def reserve(part: list[codes.Checked]) -> Callable[[Memory, int], Any]:
+            return lambda memory, time_us: codes.reserve(provider, memory, part, message.stored, time_us, caller)
+
+        answers: list[codes.Reserved | tap_service_pb2.TapOutcome] = []
+        for at in range(0, len(checked), limits.CODES_AT_ONCE):
+            work = Work(command=reserve(checked[at : at + limits.CODES_AT_ONCE]), deadline=deadline)
+            answers += await self._submit(work)
         reserved = [each for each in answers if isinstance(each, codes.Reserved)]
         failpoint("code-reserved")
         await asyncio.to_thread(codes.prove, provider, self._core.key_levels, reserved)

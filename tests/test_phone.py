@@ -282,3 +282,20 @@ def test_the_same_tap_sent_many_times_at_once_is_one(
     assert len({each.sequence for each in outcomes}) == 1
     assert sum(each.duplicate for each in outcomes) == 7
     assert balance_fen(connection, card) == 900
+
+
+def test_a_large_batch_is_answered_in_order(
+    connection: Connection, arguments: list[str], key_set: KeySet, tmp_path: Path
+) -> None:
+    phone, card = new_phone(connection, key_set, tmp_path / "phone.json")
+    gate, now_s = new_gate(connection, arguments), int(time.time())
+    good = [gate._tap(phone.online_code(connection).text.encode(), 1, now_s) for _ in range(3)]
+    taps = [gate._tap(b"nonsense", 1, now_s) for _ in range(2 * limits.CODES_AT_ONCE + 5)]
+    places = {0: good[0], limits.CODES_AT_ONCE: good[1], limits.CODES_AT_ONCE + 1: good[0], len(taps) - 1: good[2]}
+    for at, tap in places.items():
+        taps[at] = tap
+    outcomes = call(connection.codes.TapByCode, code_service_pb2.TapByCodeRequest(taps=taps, stored=True)).outcomes
+    assert len(outcomes) == len(taps)
+    assert {at for at, each in enumerate(outcomes) if each.result == Result.ACCEPTED} == set(places)
+    assert {at for at, each in enumerate(outcomes) if each.duplicate} == {limits.CODES_AT_ONCE + 1}
+    assert balance_fen(connection, card) == 997
