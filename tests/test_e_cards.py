@@ -8,7 +8,7 @@ from typing import Any
 import auditor
 import pytest
 from harness import ISSUER, Harness, make_tap
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yikatong.clients.connection import Connection
@@ -454,6 +454,7 @@ def test_malformed_activations_name_the_field(core: Harness, field: str, value: 
         e_cards.activate_device(PROVIDER, 2, core.memory, request, core.now_us)
 
 
+@settings(deadline=None)
 @given(at=st.integers(0, 43), bit=st.integers(0, 7))
 def test_a_wrapped_key_that_was_touched_is_refused(at: int, bit: int) -> None:
     secret, device_id = bytes(range(32)), bytes(16)

@@ -90,6 +90,7 @@ parts = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(part=parts, generated_s=st.integers(0, 2**32 - 1), certified=st.booleans())
 def test_what_is_written_is_read(part: IssuerPart, generated_s: int, certified: bool) -> None:
     signature = bytes(range(64))
@@ -101,6 +102,7 @@ def test_what_is_written_is_read(part: IssuerPart, generated_s: int, certified: 
     assert code.issued == raw
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=700))
 def test_anything_is_read_or_refused(raw: bytes) -> None:
     try:
@@ -123,6 +125,7 @@ def test_no_byte_can_be_altered(at: int, value: int, cached: bool) -> None:
     assert isinstance(checks.check(CODE, NOW_S), RideCode)
 
 
+@settings(deadline=None)
 @given(st.integers(0, len(CODE) - 1), st.binary(min_size=1, max_size=40))
 def test_nothing_is_cut_off_or_added(at: int, more: bytes) -> None:
     for raw in (CODE[:at], CODE[at + 1 :], CODE + more, CODE[:at] + more + CODE[at:]):

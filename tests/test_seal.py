@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from day_city import DATE, SEAL_KEY, City
 from gmssl import sm2 as gmssl_sm2
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yikatong.core import merkle, sm2
@@ -91,6 +91,7 @@ def _gmssl(key: sm2.PrivateKey) -> gmssl_sm2.CryptSM2:
     return gmssl_sm2.CryptSM2(private_key=der[at : at + 32].hex(), public_key=public, asn1=True)
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=1, max_size=300))
 def test_signatures_of_each_are_right_for_the_other(message: bytes) -> None:
     theirs = _gmssl(SEAL_KEY)

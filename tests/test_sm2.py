@@ -215,6 +215,7 @@ def test_what_is_no_point_is_refused(point: bytes) -> None:
 # ---- DER ----
 
 
+@settings(deadline=None)
 @given(r=st.integers(0, 2**256 - 1), s=st.integers(0, 2**256 - 1))
 def test_der_is_that_of_cryptography(r: int, s: int) -> None:
     from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
@@ -224,6 +225,7 @@ def test_der_is_that_of_cryptography(r: int, s: int) -> None:
     assert sm2.of_der(der) == b32(r) + b32(s)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=80))
 def test_whatever_is_read_as_der_is_written_so(data: bytes) -> None:
     try:
@@ -233,7 +235,7 @@ def test_whatever_is_read_as_der_is_written_so(data: bytes) -> None:
     assert sm2.to_der(raw) == data
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(at=st.integers(0, 71), bit=st.integers(0, 7))
 def test_der_that_was_touched_is_never_the_same_signature(at: int, bit: int) -> None:
     der = bytearray(sm2.to_der(EXAMPLE_SIGNATURE))
