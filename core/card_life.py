@@ -1,9 +1,9 @@
 """The life of a card: its states as a table, and what each means for the deny list.
 
-A card and its e-card (twins in the engine) have one state. Every event is one change: the card's document and what the deny list
-says of both slots stand under one sequence number, so there is no moment at which one is live and the other dead. Two things
-happen by the journal's time alone: a temporary loss lifts itself, from its very microsecond on, whenever `lift_due` gets to it;
-and a card expires with its last day, which nobody needs to write down."""
+A card and its e-card have one state: they are twins in the engine, which denies both with one record. Every event is one change:
+the card's document and that record stand under one sequence number, so there is no moment at which one is live and the other
+dead. Two things happen by the journal's time alone: a temporary loss lifts itself, from its very microsecond on, whenever
+`lift_due` gets to it; and a card expires with its last day, which nobody needs to write down."""
 
 from enum import Enum, IntEnum, auto
 from typing import Final
@@ -166,6 +166,17 @@ def write(memory: Memory, change: Change, card: int, life: CardLife) -> None:
         life.lifts_time_us = 0
     change.put(DocumentKind.CARD_LIFE, _key(card), life.SerializeToString(deterministic=True))
     change.deny(card, reasons_in(memory, card, state))
+    if state is State.CANCELLED:
+        _end_e_card(memory, change, card)
+
+
+def _end_e_card(memory: Memory, change: Change, card: int) -> None:
+    """What is cancelled for good needs its devices no more."""
+    from yikatong.core import e_cards  # which asks card_state.py, and that asks here
+
+    e_card = e_cards.e_card_of(memory, card)
+    if e_card is not None and not e_card.cancelled:
+        e_cards.cancel(memory, change, e_card)
 
 
 def reasons_in(memory: Memory, card: int, state: State) -> Deny:

@@ -30,11 +30,11 @@ def new_id() -> bytes:
 
 
 def provider(*versions: int) -> SoftwareProvider:
-    """Keys of these versions (1 unless given) for persons, random."""
+    """Keys of these versions (1 unless given) for persons and their devices, random."""
     return SoftwareProvider(dict(keys(*versions)))
 
 
 def keys(*versions: int) -> Iterator[tuple[KeyReference, bytes]]:
     for version in versions or (1,):
-        for purpose in (Purpose.PERSON_DATA, Purpose.PERSON_INDEX):
+        for purpose in (Purpose.PERSON_DATA, Purpose.PERSON_INDEX, Purpose.DEVICE):
             yield KeyReference(purpose, version), secrets.token_bytes(16)

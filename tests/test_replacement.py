@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from payments import RULES_TEXT
 from people import new_id
 
-from yikatong.core import authorizations, card_links, issuance, merchants, persons, purses, replacement
+from yikatong.core import authorizations, card_links, e_cards, issuance, merchants, persons, purses, replacement
 from yikatong.core.card_life import State
 from yikatong.core.rules.purse_rules import parse
 from yikatong.core.rules.source import Source
 from yikatong.core.types import Deny, DocumentKind, PostingKind, Result
-from yikatong.v1 import authorization_service_pb2, merchant_service_pb2, person_service_pb2, purse_service_pb2
+from yikatong.v1 import authorization_service_pb2, e_card_service_pb2, merchant_service_pb2, person_service_pb2, purse_service_pb2
 
 RULES = parse(Source("rules", RULES_TEXT.encode()))
 MEAL = {"acquirer_id": "acq", "merchant_id": "canteen", "merchant_category": "5814"}
@@ -74,7 +74,7 @@ def fen_of(desk: CardDesk, card: str) -> dict[str, int]:
 
 def test_everything_moves_with_one_sequence_number(desk: CardDesk) -> None:
     person_id = begin(desk)
-    e_card = desk.give_e_card("100", "9100")
+    desk.give_e_card("100", "9100")
     desk.core.top_up("100", 5_000)
     open_purse(desk, "m1", 700)
     open_purse(desk, "m2", 0)
@@ -116,7 +116,7 @@ def test_everything_moves_with_one_sequence_number(desk: CardDesk) -> None:
     postings = [record for record in records[: end + 1] if record["transaction_type"] == PostingKind.REPLACEMENT]
     assert first == answer.sequence
     assert sum(int(record["amount_fen"]) for record in postings) == answer.moved_fen
-    assert {int(record["card"]) for record in records[: end + 1] if record["deny_reasons"] & Deny.CANCELLED} == {old, e_card}
+    assert {int(record["card"]) for record in records[: end + 1] if record["deny_reasons"] & Deny.CANCELLED} == {old}
     assert desk.core.list_transactions("101")[-1].kind is not None
     assert desk.pick_up(application_id).result == Result.WRONG_STATE
 
@@ -192,6 +192,30 @@ def test_what_comes_late_follows(desk: CardDesk) -> None:
     desk.cancel("102")
     desk.core.submit(make_tap(card_number="101", amount_fen=1, amount_due_fen=1, atc=2, terminal_sequence=3))
     assert desk.run(replacement.follow_heirs) == 0  # nobody to follow to
+
+
+def test_the_e_card_ends_with_its_card_and_the_next_card_gets_another(desk: CardDesk) -> None:
+    def issue(number: str) -> Any:
+        request = e_card_service_pb2.IssueECardRequest(request_id=new_id(), card_number=number)
+        return desk.core.ask(lambda memory, asked, time_us: e_cards.issue_e_card(desk.provider, memory, asked, time_us), request)
+
+    person_id = begin(desk)
+    assert issue("100").result == Result.ACCEPTED
+    e_card = e_cards.e_card_of(desk.memory, desk.slot("100"))
+    assert e_card is not None
+    assert persons.person_of_card(desk.memory, e_card.slot) == person_id
+    desk.lose(e_card.number)
+    assert [desk.state(number) for number in ("100", e_card.number)] == [State.LOST, State.LOST]
+    application_id = desk.issue(person_id, "101", issuance.REPLACEMENT, pick_up=False, old_card_number="100")
+    assert issue("101").result == Result.CARD_DENIED  # not before it is picked up
+    assert desk.apply(person_id, issuance.REPLACEMENT, old_card_number=e_card.number).result == Result.CARD_NOT_OWN
+    desk.pick_up(application_id)
+    for restart in (lambda: None, desk.core.restart):
+        restart()
+        ended = e_cards.e_card_of(desk.memory, desk.slot("100"))
+        assert ended is not None
+        assert (ended.cancelled, desk.state(ended.number)) == (True, State.CANCELLED)
+    assert issue("101").result == Result.ACCEPTED
 
 
 def test_whose_card_it_is(desk: CardDesk) -> None:
