@@ -52,11 +52,12 @@ LINES: Final[dict[str, LineKind | None]] = {
     "LIABILITY": None,
     "HELD": None,
     "GREY": None,
+    "REPLACEMENT": None,
     "NONE": None,
 }
 """The line on which a posting of a kind (by PostingKind's name) stands in the positions of the window that it lies in, for
-whichever of its two accounts are participants'. None: it carries out what an earlier window came to, so it stands in no
-position."""
+whichever of its two accounts are participants'. None: it carries out what an earlier window came to, or moves money
+between purses of one person, so it stands in no position."""
 
 
 def line_of(kind: int) -> LineKind | None:

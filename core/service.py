@@ -546,7 +546,7 @@ class Service:
         response: deny_list_service_pb2.DenyCardResponse = await self._submit(
             Work(command=lambda memory, time_us: deny_list.deny_card(memory, message, time_us), deadline=deadline)
         )
-        if response.reasons and not response.duplicate:
+        if response.result == wire(Result.ACCEPTED) and not response.duplicate:
             reported_s = message.reported_time_us / 1e6 if message.reported_time_us else arrived_s
             self._metrics.on_card_denied(time.time() - reported_s)
         return response.SerializeToString()

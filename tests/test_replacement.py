@@ -131,6 +131,12 @@ def test_the_old_card_is_refused_in_the_moment_in_which_the_new_one_is_good(desk
     assert desk.core.authorize(tap).result == Result.CARD_DENIED
     assert desk.core.authorize(make_tap(card_number="101", atc=1, terminal_sequence=3)).result == Result.ACCEPTED
     assert hold(desk, 10).result == Result.CARD_DENIED
+    assert desk.core.top_up("100", 10).result == Result.CARD_CANCELLED
+    opened = purse_service_pb2.OpenPurseRequest(
+        request_id=new_id(), card_number="100", purse_id="m9", purse_kind="meal", funder_id="school"
+    )
+    refused = desk.core.ask(lambda memory, asked, time_us: purses.open_purse(RULES, memory, asked, time_us), opened)
+    assert refused.result == Result.CARD_CANCELLED
     assert desk.core.balance("101").balance_fen == 600
 
 
