@@ -142,9 +142,13 @@ def get_card_status(memory: Memory, request: pb.GetCardStatusRequest, time_us: i
         state=life.state,
         since_time_us=life.since_time_us,
         lifts_time_us=life.lifts_time_us,
-        freezes=life.freezes,
+        freezes=life.freezes if caller.role != access_pb2.ROLE_BANK else [],
         usable=wire(card_state.refusal(memory, asked, time_us) or Result.ACCEPTED),
     )
     if (heir := card_links.heir_of(memory, card)) is not None:
         response.replaced_by = memory.engine.card(heir)["card_number"]
+    if response.freezes and (person_id := persons.person_of_card(memory, card)) is not None:
+        change = Change(memory, time_us)
+        audit.note(change, caller, "CardLifeService.GetCardStatus", person_id, fields=["freezes"])
+        change.commit("freezes-shown")
     return response

@@ -358,6 +358,12 @@ def test_who_sees_which_card(desk: CardDesk) -> None:
     with pytest.raises(NotFound):
         desk.status("100", caller=ELSEWHERE)
     assert desk.lose("100", caller=COURT).result == Result.ACCEPTED
+    desk.freeze("100", caller=COURT)
+    bank = Caller(access_pb2.ROLE_BANK, "boc")
+    assert (desk.status("100", caller=bank).state, len(desk.status("100", caller=bank).freezes)) == (State.FROZEN_LOST, 0)
+    before = desk.core.engine.next_sequence
+    assert len(desk.status("100", caller=COURT).freezes) == 1
+    assert desk.core.engine.next_sequence == before + 1  # that it was shown
     assert desk.lose("101", caller=ELSEWHERE).result == Result.ACCEPTED
     assert desk.lose("999").result == Result.UNKNOWN_CARD
     with pytest.raises(InvalidRequest, match="card_number"):
