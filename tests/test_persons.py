@@ -302,8 +302,8 @@ def test_a_key_belongs_to_one_person(desk: Desk) -> None:
 def test_concessions_are_on_all_cards_and_end(desk: Desk) -> None:
     person_id = desk.register(person(1)).person_id
     slots = [desk.give(person_id, number) for number in ("100", "101")]
-    kept = card_service_pb2.Card(card_number="200", issuer_id=ISSUER, rider=1).SerializeToString()
-    e_card = desk.core.engine.add_card("200", ISSUER, 1, 0, desk.core.now_us, kept, twin=slots[0])
+    kept = card_service_pb2.Card(card_number="200", issuer_id=bytes(8), rider=1).SerializeToString()
+    e_card = desk.core.engine.add_card("200", bytes(8), 1, 0, desk.core.now_us, kept, twin=slots[0])
     desk.core.take()
     desk.core.commit()
     assert persons.person_of_card(desk.core.memory, e_card) == person_id
