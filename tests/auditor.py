@@ -208,14 +208,19 @@ def records_of(path: Path, after: int = 0, chain: bytes = bytes(32)) -> Iterator
             for key, value in cursor:
                 header, body = value[: HEADER.size], value[HEADER.size :]
                 magic, version, header_bytes, first, count, payload_bytes, _, previous, digest = HEADER.unpack(header)
-                require(magic == b"YKTJRNL\n" and version <= 3, f"sequence {first}: not a journal value")
+                require(magic == b"YKTJRNL\n" and version <= 4, f"sequence {first}: not a journal value")
                 require(int.from_bytes(key, "big") == first, f"sequence {first}: under another key")
                 require(header_bytes == HEADER.size, f"sequence {first}: a header of {header_bytes} bytes")
                 require(len(body) == count * RECORD.size + payload_bytes, f"sequence {first}: a wrong length")
                 require(previous == chain, f"sequence {first}: does not follow on the value before it")
                 require(digest == hashlib.sha256(body).digest(), f"sequence {first}: its digest is another")
                 chain = sm3(header)
-                yield [Record(*RECORD.unpack_from(body, i * RECORD.size)) for i in range(count)], body[count * 128 :], chain
+                records = [Record(*RECORD.unpack_from(body, i * RECORD.size)) for i in range(count)]
+                for i, record in enumerate(records if version >= 4 else ()):
+                    if record.kind == EVENT:
+                        vouched = body[i * RECORD.size + 68 :][:32]
+                        require(sm3(payload_of(record, body[count * 128 :])) == vouched, f"sequence {first + i}: another event")
+                yield records, body[count * 128 :], chain
     finally:
         environment.close()
 

@@ -128,8 +128,8 @@ class Forger:
                     balances[credit] += record.amount_fen
                     records[at] = record._replace(debit_after_fen=balances[debit], credit_after_fen=balances[credit])
 
-    def write(self, digests: bool = True) -> None:
-        """Put all of it back, with digests that fit, or with those that were there."""
+    def write(self, digests: bool = True, vouched: bool = True) -> None:
+        """Put all of it back, with digests that fit, or with those that were there; and so the digests in events' records."""
         environment = lmdb.open(str(self.path / "journal.mdb"), subdir=False, max_dbs=4, map_size=1 << 30, sync=False)
         groups = environment.open_db(b"groups", create=False)
         with environment.begin(write=True) as transaction:
@@ -144,7 +144,10 @@ class Forger:
                         while length > 127:
                             prefix, length = prefix + bytes([length & 127 | 128]), length >> 7
                         behind += prefix + bytes([length]) + raw
-                    body += RECORD.pack(*record._replace(payload_place=place))
+                    packed = RECORD.pack(*record._replace(payload_place=place))
+                    if vouched and record.kind == auditor.EVENT:
+                        packed = packed[:68] + auditor.sm3(payloads[record.sequence]) + packed[100:]
+                    body += packed
                 fields = list(HEADER.unpack(value[: HEADER.size]))
                 fields[5] = len(behind)
                 if digests:
@@ -327,4 +330,11 @@ def test_auditor_finds_what_the_digests_show(tmp_path: Path, honest: Path) -> No
     forger.alter(record.sequence, stop=record.stop + 1)  # what no account shows
     forger.write(digests=False)
     with pytest.raises(Unsound, match="its digest is another"):
+        audit(tmp_path / "data", PARTIES)
+    forger = Forger(honest)
+    forger.path = tmp_path / "data"
+    event = next(record for record in forger.records if record.kind == auditor.EVENT)
+    forger.alter_event(event.sequence, lambda event: setattr(event, "name", event.name + "-"))
+    forger.write(vouched=False)
+    with pytest.raises(Unsound, match=f"sequence {event.sequence}: another event"):
         audit(tmp_path / "data", PARTIES)
