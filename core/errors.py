@@ -62,6 +62,10 @@ class RateLimited(Overloaded):
         self.retry_s = retry_s
 
 
+class LockedOut(RateLimited):
+    """After too many wrong proofs none is looked at, for `retry_s` seconds more. Nothing was done."""
+
+
 class Full(YikatongError):
     """A configured number of cards, accounts or terminals is reached: an operator must act."""
 

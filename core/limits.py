@@ -177,11 +177,15 @@ DENY_LIST_HOURS_MAX: Final = 30 * 24
 # ---- who may do what, and how often ----
 PURPOSE_CHARACTERS_MAX: Final = 200  # a purpose or a legal basis: a line of a form
 WRONG_PROOFS_MAX: Final = 5  # of a card, person or device before it is locked out: people mistype, guesses at codes go far beyond
-WRONG_PROOFS_OF_CALLER_MAX: Final = 100  # of a caller, over all its subjects: a department checks many people a minute
+WRONG_PROOFS_OF_CALLER_MAX: Final = 1_000  # of a caller in an hour, over all subjects: the e-card's app speaks for a city
+WRONG_PROOFS_OF_CALLER_S: Final = 3_600
 WRONG_PROOFS_KEPT_S: Final = 86_400  # without another one, after which they are forgotten
 LOCKOUT_S: Final = 60  # the first one; each further one is twice as long
 LOCKOUT_S_MAX: Final = 86_400
 LOCKOUT_SUBJECT_BYTES_MAX: Final = 120  # the longest identity has 91
+LOCKOUTS_KNOWN_MAX: Final = 65_536  # subjects whose state is at hand, some 300 bytes each; others cost a look at a document
+CARD_DIGITS_MAX: Final = 20
+ID_BYTES_MAX: Final = 32  # of persons and devices
 APPROVAL_S: Final = 86_400  # a proposal waits this long for a second operator: their next shift
 RATE_CALLERS_MAX: Final = (
     65_536  # callers whose rates are remembered, some 200 bytes each; who is forgotten begins with a full bucket

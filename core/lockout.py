@@ -63,15 +63,17 @@ def of_person(person_id: bytes) -> LockoutKey:
 def check(memory: Memory, key: LockoutKey, time_us: int) -> Result | None:
     """LOCKED_OUT while no proof of this subject is to be looked at, right or wrong; else None. To be asked first: who is locked
     out must not learn whether a guess was right."""
-    return Result.LOCKED_OUT if _get(memory, key).locked_until_us > time_us else None
+    return Result.LOCKED_OUT if of(memory, key).locked_until_us > time_us else None
 
 
 def wrong(change: Change, memory: Memory, key: LockoutKey, time_us: int) -> None:
     """Count a wrong proof with a change, at most one of a subject, and lock it out when it was one too many."""
-    now = _get(memory, key)
+    now = of(memory, key)
     now.subject = str(key)
     if time_us - max(now.last_wrong_us, now.locked_until_us) > limits.WRONG_PROOFS_KEPT_S * _MICRO:
         now.wrong = now.lockouts = 0
+    if key.kind is SubjectKind.CALLER and time_us - now.counted_from_us > limits.WRONG_PROOFS_OF_CALLER_S * _MICRO:
+        now.wrong, now.counted_from_us = 0, time_us
     now.wrong += 1
     now.last_wrong_us = time_us
     if now.wrong >= key.wrong_max:
@@ -90,7 +92,8 @@ def right(change: Change, memory: Memory, key: LockoutKey) -> bool:
     return True
 
 
-def _get(memory: Memory, key: LockoutKey) -> lockout_service_pb2.Lockout:
+def of(memory: Memory, key: LockoutKey) -> lockout_service_pb2.Lockout:
+    """What is remembered of a subject; zeros where there is nothing."""
     value = memory.documents.get(DocumentKind.LOCKOUT, _key(str(key)))
     return lockout_service_pb2.Lockout() if value is None else _parse(value)
 

@@ -5,20 +5,21 @@ All three follow from the options in the protos, in this one place, so that no s
 
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any
 
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import MethodDescriptor
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from yikatong.core import approvals, audit
 from yikatong.core.callers import Caller, current, serving
-from yikatong.core.errors import InvalidRequest
+from yikatong.core.errors import InvalidRequest, LockedOut
 from yikatong.core.keys.provider import KeyProvider
 from yikatong.core.memory import Memory
 from yikatong.core.metrics import Metrics
 from yikatong.core.personal import may_show, shown_by_subject
+from yikatong.core.proofs import Proofs, keys_of, results_in
 from yikatong.core.rate_limits import MethodClass, RateLimits, Rates, class_of
 from yikatong.core.types import Result, wire
 from yikatong.v1 import approval_service_pb2
@@ -27,9 +28,6 @@ Method = Callable[[bytes, float | None], Awaitable[bytes]]
 Ask = Callable[[Callable[[Memory, int], Any], float | None], Awaitable[Any]]
 
 Guard = Callable[[str, Caller, bytes, Callable[[], Awaitable[bytes]]], Awaitable[bytes]]
-
-NOT_NOTED: Final = frozenset({MethodClass.TAP})
-"""A tap shows nobody anything: its answer says what it was charged."""
 
 
 def method_of(name: str) -> MethodDescriptor:
@@ -51,7 +49,7 @@ class _Rule:
     def __init__(self, descriptor: MethodDescriptor) -> None:
         self.descriptor = descriptor
         self.class_ = class_of(descriptor)
-        self.noted = self.class_ not in NOT_NOTED and may_show(descriptor.output_type)
+        self.noted = may_show(descriptor.output_type)
         self.has_purpose = "purpose" in descriptor.input_type.fields_by_name
         self.writes = "request_id" in descriptor.input_type.fields_by_name
         self.two_operators = approvals.wants_two(descriptor)
@@ -79,6 +77,7 @@ class Oversight:
         self._person_of_card = person_of_card
         self._guard = guard or _let_in
         self._rates = RateLimits(rates or Rates(), time.monotonic)
+        self._proofs = Proofs(ask, lambda: time.time_ns() // 1_000)
         self._rules: dict[str, _Rule] = {}
         self._methods: dict[str, Method] = {}
 
@@ -113,8 +112,10 @@ class Oversight:
         since = self._next_sequence()
         if rule.noted and rule.has_purpose and rule.writes:
             self._check_purpose(self._parse(rule.descriptor.input_type, request))
-        answer = await self._guard(name, caller, request, run)
-        self._count(rule, answer)
+        if rule.class_ is MethodClass.PROOF:
+            answer = await self._proved(rule, name, request, caller, run)
+        else:
+            answer = await self._guard(name, caller, request, run)
         if not rule.noted:
             return answer
         asked = self._parse(rule.descriptor.input_type, request)
@@ -135,23 +136,43 @@ class Oversight:
 
     @staticmethod
     def _parse(descriptor: Any, raw: bytes) -> Any:
-        message: Message = GetMessageClass(descriptor).FromString(raw)
+        """Raises InvalidRequest."""
+        try:
+            message: Message = GetMessageClass(descriptor).FromString(raw)
+        except DecodeError as error:
+            raise InvalidRequest("request", "is not protobuf") from error
         return message
 
     @staticmethod
     def _check_purpose(asked: Any) -> None:
         audit.check_purpose(asked.purpose, getattr(asked, "legal_basis", ""))
 
-    def _count(self, rule: _Rule, answer: bytes) -> None:
-        """What became of a secret that was brought."""
-        if rule.class_ is MethodClass.PROOF and "result" in rule.descriptor.output_type.fields_by_name:
-            self._metrics.on_proof(self._parse(rule.descriptor.output_type, answer).result)
+    async def _proved(self, rule: _Rule, name: str, request: bytes, caller: Caller, run: Callable[[], Awaitable[bytes]]) -> bytes:
+        """Run a method that takes a secret, unless whom it is about is locked out, and count what the secret came to."""
+        keys = keys_of(self._parse(rule.descriptor.input_type, request), caller)
+        async with self._proofs.one_at_a_time(keys):
+            try:
+                await self._proofs.check(keys)
+            except LockedOut:
+                self._metrics.on_proof(Result.LOCKED_OUT)
+                if "result" not in rule.descriptor.output_type.fields_by_name:
+                    raise
+                refusal: Any = GetMessageClass(rule.descriptor.output_type)(result=wire(Result.LOCKED_OUT))
+                return bytes(refusal.SerializeToString())
+            answer = await self._guard(name, caller, request, run)
+            response = self._parse(rule.descriptor.output_type, answer)
+            results = list(results_in(response))
+            if not getattr(response, "duplicate", False):  # a request that comes again is no other guess
+                await self._proofs.count(keys, results)
+        for result in results:
+            self._metrics.on_proof(result)
+        return answer
 
     # ---- ApprovalService, as far as it is not a command alone ----
 
     async def get_approval(self, request: bytes, deadline: float | None) -> bytes:
         """ApprovalService.GetApproval."""
-        message = self._message(approval_service_pb2.GetApprovalRequest, request)
+        message = self._parse(approval_service_pb2.GetApprovalRequest.DESCRIPTOR, request)
         response: Message = await self._ask(
             lambda memory, _: approvals.get_approval(memory, message, self._provider, method_of), deadline
         )
@@ -159,7 +180,7 @@ class Oversight:
 
     async def approve(self, request: bytes, deadline: float | None) -> bytes:
         """ApprovalService.ApproveRequest."""
-        message, caller = self._message(approval_service_pb2.ApproveRequestRequest, request), current()
+        message, caller = self._parse(approval_service_pb2.ApproveRequestRequest.DESCRIPTOR, request), current()
         response, to_execute = await self._ask(
             lambda memory, time_us: approvals.approve(memory, message, time_us, caller, self._provider), deadline
         )
@@ -168,14 +189,8 @@ class Oversight:
             rule = self._rules[name]
             with serving(proposer):
                 answer = await self._noted(rule, name, approved, proposer, lambda: self._methods[name](approved, deadline))
+            self._proofs.forget_all()  # it may have been a lock-out that was lifted
             result = getattr(self._parse(rule.descriptor.output_type, answer), "result", Result.ACCEPTED)
             response.executed_result = wire(result)
         raw: bytes = response.SerializeToString()
         return raw
-
-    @staticmethod
-    def _message(kind: Any, request: bytes) -> Any:
-        try:
-            return kind.FromString(request)
-        except Exception as error:
-            raise InvalidRequest("request", "is not protobuf") from error

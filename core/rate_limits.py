@@ -2,13 +2,14 @@
 
 The class follows from the protos, so a new method has one without being listed. Taps have no bucket, on either port: the ride has
 happened, refusing its upload loses money and frees nobody, and what a flood of them can hold up is bounded where it would (queue,
-connections: TAP_… in core/limits.py). A wrong MAC among them opens nothing and uses up no counter."""
+connections: TAP_… in core/limits.py). A wrong MAC among them opens nothing and uses up no counter. A tap is what a terminal may
+bring with a secret in it, and what shows nobody anything."""
 
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
 from google.protobuf.descriptor import MethodDescriptor
 
@@ -18,7 +19,7 @@ from yikatong.core.errors import RateLimited
 from yikatong.core.personal import may_show
 from yikatong.v1 import access_pb2
 
-TAPS: Final = frozenset({"yikatong.v1.TapService/AuthorizeTap", "yikatong.v1.TapService/SubmitTaps"})
+SECRET: Final = frozenset({access_pb2.PERSONAL_LEVEL_SECRET})
 
 
 class MethodClass(Enum):
@@ -32,11 +33,12 @@ class MethodClass(Enum):
 
 def class_of(method: MethodDescriptor) -> MethodClass:
     """The class of a method, from what its messages may hold."""
-    if f"{method.containing_service.full_name}/{method.name}" in TAPS:
-        return MethodClass.TAP
-    if may_show(method.input_type, frozenset({access_pb2.PERSONAL_LEVEL_SECRET})):
-        return MethodClass.PROOF
-    return MethodClass.PERSONAL if may_show(method.output_type) else MethodClass.GENERAL
+    shows = may_show(method.output_type)
+    if may_show(method.input_type, SECRET):
+        options: Any = method.GetOptions()
+        by_terminals = any(grant.role == access_pb2.ROLE_TERMINAL for grant in options.Extensions[access_pb2.access].grants)
+        return MethodClass.TAP if by_terminals and not shows else MethodClass.PROOF
+    return MethodClass.PERSONAL if shows else MethodClass.GENERAL
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def test_it_grows_to_a_day_and_no_further(guesses: Guesses) -> None:
     for _ in range(20):
         for _ in range(limits.WRONG_PROOFS_MAX):
             guesses.wrong(CARD, at_s)
-        at_s = (lockout._get(guesses.core.memory, CARD).locked_until_us - T0) / S
+        at_s = (lockout.of(guesses.core.memory, CARD).locked_until_us - T0) / S
     for _ in range(limits.WRONG_PROOFS_MAX):
         guesses.wrong(CARD, at_s)
     assert guesses.locked(CARD, at_s + limits.LOCKOUT_S_MAX - 1)
