@@ -137,7 +137,7 @@ class Store:
                 max_readers=limits.JOURNAL_READERS_MAX,
                 mode=0o600,
                 readahead=False,
-                meminit=True,  # else what a page does not fill is whatever memory held: names, keys
+                meminit=True,  # unused parts of pages would hold what the heap held: keys, names
             )
             self.databases = {}
             for database in DATABASES[name]:

@@ -8,6 +8,7 @@ import secrets
 import sys
 import threading
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -30,6 +31,7 @@ from yikatong.core.metrics import methods_of_protos
 from yikatong.core.oversight import method_of
 from yikatong.core.personal import level_of
 from yikatong.core.server import Server
+from yikatong.core.store import DataDirectory
 from yikatong.ext import sm4
 from yikatong.v1 import access_pb2, card_service_pb2, clearing_service_pb2, settlement_service_pb2
 
@@ -287,3 +289,15 @@ def test_exports_have_no_column_about_somebody() -> None:
     """Exports hold card numbers, which tell cards apart; nothing that tells people."""
     personal = {"name", "citizen", "phone", "address", "birth", "person"}
     assert not [column for column in SCHEMA.names if any(word in column for word in personal)]
+
+
+def test_no_memory_of_the_process_is_written_beside_what_is(tmp_path: Path) -> None:
+    """LMDB could leave what the heap held before in the unused part of a page: keys, names, anything."""
+    marker = secrets.token_bytes(16)
+    with DataDirectory(tmp_path / "data") as directory:
+        for at in range(50):
+            held = [marker * 250 for _ in range(200)]  # of about the size of a page
+            del held
+            with directory.state.write() as writer:
+                writer.put("meta", at.to_bytes(2, "big"), b"x" * 100)
+    assert marker not in (tmp_path / "data/state.mdb").read_bytes()
