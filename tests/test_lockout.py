@@ -77,7 +77,8 @@ def test_it_grows_to_a_day_and_no_further(guesses: Guesses) -> None:
     assert not guesses.locked(CARD, at_s + limits.LOCKOUT_S_MAX)
 
 
-def test_a_right_proof_forgets_a_subjects_wrong_ones_and_no_callers(guesses: Guesses) -> None:
+def test_a_right_proof_forgets_a_subjects_wrong_ones_and_no_callers(guesses: Guesses, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "WRONG_PROOFS_OF_CALLER_MAX", 20)
     for _ in range(3):
         for _ in range(limits.WRONG_PROOFS_MAX - 1):
             guesses.wrong(CARD, 0)
@@ -89,6 +90,17 @@ def test_a_right_proof_forgets_a_subjects_wrong_ones_and_no_callers(guesses: Gue
     guesses.wrong(HRSS, 0)
     assert guesses.locked(HRSS, 1)
     assert not guesses.locked(CARD, 1)
+
+
+def test_a_callers_are_counted_an_hour_at_a_time(guesses: Guesses, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody mistypes all day long in a whole city; only many in an hour are an attack."""
+    monkeypatch.setattr(limits, "WRONG_PROOFS_OF_CALLER_MAX", 20)
+    for at in range(60):
+        guesses.wrong(HRSS, at * 200.0)  # eighteen an hour
+    assert not guesses.locked(HRSS, 60 * 200.0)
+    for at in range(20):
+        guesses.wrong(HRSS, 20_000.0 + at)
+    assert guesses.locked(HRSS, 20_020.0)
 
 
 def test_wrong_ones_are_forgotten_after_a_day_of_none(guesses: Guesses) -> None:
