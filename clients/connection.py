@@ -33,6 +33,7 @@ from yikatong.v1 import (
     deny_list_service_pb2_grpc,
     e_card_service_pb2_grpc,
     exception_service_pb2_grpc,
+    identity_service_pb2_grpc,
     issuance_service_pb2_grpc,
     load_service_pb2_grpc,
     merchant_service_pb2_grpc,
@@ -225,6 +226,7 @@ class Connection:
         self.e_cards = e_card_service_pb2_grpc.ECardServiceStub(self.channel)
         self.loads = load_service_pb2_grpc.LoadServiceStub(self.channel)
         self.codes = code_service_pb2_grpc.CodeServiceStub(self.channel)
+        self.identity = identity_service_pb2_grpc.IdentityServiceStub(self.channel)
         self.settlement = settlement_service_pb2_grpc.SettlementServiceStub(self.channel)
 
     def close(self) -> None:

@@ -12,14 +12,6 @@ from yikatong.core import limits
 from yikatong.core.errors import ConfigError
 
 ENVIRONMENT_PREFIX: Final = "YIKATONG_"
-FILES: Final = ("tls_", "tariffs", "purse_rules", "agreements", "seal_key", "portals", "visibility", "code_services")
-"""Settings that name files begin so; relative ones are taken from the configuration's folder."""
-
-
-def _setting(default: Any, text: str, low: float | None = None, high: float | None = None) -> Any:
-    return field(default=default, metadata={"help": text, "low": low, "high": high})
-
-
 PATHS: Final = frozenset(
     {
         "data", "keys", "key_passphrase_file", "sdf_pin_file", "purse_rules", "card_rules", "agreements", "seal_key", "tariffs",
@@ -27,7 +19,11 @@ PATHS: Final = frozenset(
         "portals", "visibility", "code_services",
     }
 )  # fmt: skip
-"""Settings that are paths."""
+"""Settings that name files; relative ones in a configuration file are taken from its folder."""
+
+
+def _setting(default: Any, text: str, low: float | None = None, high: float | None = None) -> Any:
+    return field(default=default, metadata={"help": text, "low": low, "high": high})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +176,7 @@ def read_settings(file: Path | None, environment: Mapping[str, str] = os.environ
             if name not in kinds:
                 raise ConfigError(f"{file}: {name}", "there is no such setting")
             values[name] = _convert(name, kinds[name], value, f"{file}: {name}")
-            if name in ("data", "keys") or (name in PATHS and values[name] and not str(values[name]).startswith("env:")):
+            if name in PATHS and (values[name] or name in ("data", "keys")) and not str(values[name]).startswith("env:"):
                 values[name] = str(file.parent / values[name])
     for name, kind in kinds.items():
         if variable(name) in environment:

@@ -127,9 +127,9 @@ def _by_number_and_name(rules: Rules, memory: Memory, asked: protos.NumberAndNam
     return Found(Result.ACCEPTED, "number", person_id, rules.people.card_of_person(memory, person_id, time_us))
 
 
-def by_code(rules: Rules, memory: Memory, code: str, time_us: int) -> Found | None:
+def by_code(rules: Rules, memory: Memory, code: str, request_id: bytes, time_us: int) -> Found | None:
     """Whom a code of ours leads to; None where it is none of ours."""
-    proved = rules.people.resolve(memory, code, time_us)
+    proved = rules.people.resolve(memory, code, request_id, time_us)
     if proved is None:
         return None
     if isinstance(proved, Result):
@@ -243,7 +243,7 @@ def resolve_own(
     before = answered(rules, memory, request, time_us, caller)
     if before is not None:
         return _resolved(before)
-    found = by_code(rules, memory, request.code, time_us)
+    found = by_code(rules, memory, request.code, request.request_id, time_us)
     return None if found is None else resolved(rules, memory, request, found, time_us, caller)
 
 
@@ -309,7 +309,7 @@ def verify_own(
         case "number_and_name":
             found = _by_number_and_name(rules, memory, request.number_and_name, time_us)
         case _:
-            found = by_code(rules, memory, request.code, time_us)
+            found = by_code(rules, memory, request.code, request.request_id, time_us)
     return None if found is None else _verify(rules, memory, change, request, found, caller)
 
 

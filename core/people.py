@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from yikatong.core import card_state, e_cards, persons
+from yikatong.core import card_state, codes, e_cards, persons
 from yikatong.core.change import Change
 from yikatong.core.keys.provider import KeyProvider
 from yikatong.core.memory import Memory
@@ -27,8 +27,8 @@ class People(Protocol):
     def prove_device(self, memory: Memory, device_id: bytes, message: bytes, proof: bytes, time_us: int) -> Proved | Result:
         """Who a device belongs to whose key made the proof over a message; or why it is refused."""
 
-    def resolve(self, memory: Memory, code: str, time_us: int) -> Proved | Result | None:
-        """Who a code of ours belongs to; or why it is refused. None: it is none of ours."""
+    def resolve(self, memory: Memory, code: str, request_id: bytes, time_us: int) -> Proved | Result | None:
+        """Who a code of ours belongs to, that is used for a request; or why it is refused. None: it is none of ours."""
 
     def person_of_card(self, memory: Memory, card_slot: int) -> bytes | None:
         """Id of a card's person."""
@@ -57,8 +57,14 @@ class Registers:
         person_id = persons.person_of_card(memory, card) or b""
         return Proved(person_id, card, lambda change: e_cards.use_proof(change, device), device_id)
 
-    def resolve(self, memory: Memory, code: str, time_us: int) -> Proved | Result | None:
-        return None
+    def resolve(self, memory: Memory, code: str, request_id: bytes, time_us: int) -> Proved | Result | None:
+        if not code.startswith(codes.TOKEN_PREFIX.decode()):
+            return None
+        resolved = codes.resolve(memory, self._provider, code.encode(), time_us)
+        if isinstance(resolved, Result):
+            return resolved
+        person_id = persons.person_of_card(memory, resolved.card_slot) or b""
+        return Proved(person_id, resolved.card_slot, lambda change: codes.use(change, resolved, request_id), resolved.device_id)
 
     def person_of_card(self, memory: Memory, card_slot: int) -> bytes | None:
         return persons.person_of_card(memory, card_slot)

@@ -1,7 +1,9 @@
 """Identity checks and codes of many issuers: yes with what may be seen, and one no that tells nothing."""
 
 import asyncio
+import functools
 import json
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -10,22 +12,20 @@ from typing import Any
 import people
 import pytest
 from aiohttp import web
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from gmssl import sm3 as gmssl_sm3
-from harness import ISSUER, Harness, _card_key, _complement, _sm4
+from harness import Harness
 from hypothesis import given
 from hypothesis import strategies as st
-from identity_city import HRSS, LIBRARY, PURPOSE, TAC_MASTER, Citizen, City, make_provider, new_id
+from identity_city import HRSS, LIBRARY, PURPOSE, Citizen, City, make_provider, new_id
 
-from yikatong.core import foreign_codes, identity, limits, login, portals, visibility
+from yikatong.core import codes, foreign_codes, identity, limits, login, portals, visibility
 from yikatong.core.callers import LOCAL, Caller, serving
+from yikatong.core.device_proof import message_of
 from yikatong.core.errors import ConfigError, InvalidRequest
 from yikatong.core.foreign_codes import Breaker, CodeRefused, CodeServiceUnavailable, ForeignCodes, HttpCodeService, ServiceEntry
 from yikatong.core.identity_service import Identity, IdentityOptions
-from yikatong.core.keys.key_sets import KeySet
-from yikatong.core.people import Proved, Registers
 from yikatong.core.types import Deny, DocumentKind, Result
-from yikatong.v1 import access_pb2, journal_pb2
+from yikatong.v1 import access_pb2, code_service_pb2, journal_pb2
 from yikatong.v1 import identity_service_pb2 as pb
 
 OPERATOR = LOCAL
@@ -69,14 +69,6 @@ def notes(city: City, citizen: Citizen) -> list[journal_pb2.Access]:
 
 
 # ---- the card on a reader, as a card itself computes it ----
-
-
-def card_mac(card_number: str, challenge: bytes) -> bytes:
-    """By OpenSSL, from the words of core/identity.py."""
-    serial = bytes.fromhex(card_number[-16:].zfill(16))
-    key = _sm4(_card_key(KeySet(ISSUER, 1, 1, 2, TAC_MASTER), serial), challenge + _complement(challenge))
-    padded = b"IDENTITY" + challenge + serial + b"\x80" + bytes(7)
-    return Cipher(algorithms.SM4(key), modes.CBC(bytes(16))).encryptor().update(padded)[-16:-8]
 
 
 def challenge_for(city: City, caller: Caller = HRSS) -> bytes:
@@ -293,24 +285,19 @@ def test_a_wrong_portal_is_refused(tmp_path: Path, field: str, change: dict[str,
 # ---- codes of ours: as they will be resolved ----
 
 
-class WithCode(Registers):
-    """The registers, with one code in place of the code service's."""
+@pytest.fixture
+def give_code(city: City, citizen: Citizen) -> Callable[[], str]:
+    """What the citizen's phone shows, each time another."""
+    phone = city.phone(citizen)
 
-    def __init__(self, provider: Any, citizen: Citizen) -> None:
-        super().__init__(provider)
-        self.citizen = citizen
-        self.used = 0
+    def give() -> str:
+        request = code_service_pb2.GetCodeRequest(device_id=phone.device_id)
+        request.proof = phone.prove(message_of("CodeService/GetCode", phone.device_id))
+        answer = city.core.ask(functools.partial(codes.get_code, city.provider, secrets.token_bytes(18)), request)
+        assert answer.result == Result.ACCEPTED
+        return str(answer.code)
 
-    def resolve(self, memory: Any, code: str, time_us: int) -> Proved | Result | None:
-        if not code.startswith("E"):
-            return None
-        if self.used:
-            return Result.CODE_USED
-
-        def use(_: Any) -> None:
-            self.used += 1
-
-        return Proved(self.citizen.person_id, self.citizen.card_slot, use)
+    return give
 
 
 def resolve(city: City, code: str, caller: Caller = HRSS, **more: Any) -> pb.ResolveCodeResponse:
@@ -320,26 +307,33 @@ def resolve(city: City, code: str, caller: Caller = HRSS, **more: Any) -> pb.Res
     return answer
 
 
-def test_a_code_of_ours_is_used_up_and_answered_again_under_its_request(city: City, citizen: Citizen) -> None:
-    city.rules = city.rules._replace(people=WithCode(city.provider, citizen))
-    request_id = new_id()
-    answers = [resolve(city, "E1", request_id=request_id, fields=["name"]) for _ in range(2)]
+def test_a_code_of_ours_is_used_up_and_answered_again_under_its_request(
+    city: City, citizen: Citizen, give_code: Callable[[], str]
+) -> None:
+    request_id, code = new_id(), give_code()
+    answers = [resolve(city, code, request_id=request_id, fields=["name"]) for _ in range(2)]
     assert [answer.duplicate for answer in answers] == [False, True]
     assert {answer.person.name for answer in answers} == {citizen.data.name}
     assert {answer.source for answer in answers} == {"e-card"}
-    assert resolve(city, "E1").result == Result.CODE_USED
-    assert resolve(city, "X") is None
-    assert not verify(city, code="E1").verified
-    city.rules.people.used = 0  # type: ignore[attr-defined]
-    assert verify(city, code="E1").verified
+    assert resolve(city, code).result == Result.CODE_USED
+    assert not verify(city, code=code).verified
+    assert resolve(city, "X" + code) is None  # another issuer's, perhaps
+    assert resolve(city, "YK" + "A" * 32).result == Result.CODE_UNKNOWN
+    assert resolve(city, "YK1").result == Result.CODE_MALFORMED
+    answer = verify(city, code=give_code(), fields=["citizen_number"])
+    assert (answer.verified, answer.person.citizen_number) == (True, citizen.data.citizen_number)
+    old = give_code()
+    city.core.pass_time(limits.CODE_S)
+    assert resolve(city, old).result == Result.CODE_EXPIRED
 
 
-def test_a_denied_card_behind_a_code_leads_to_nobody(city: City, citizen: Citizen) -> None:
-    city.rules = city.rules._replace(people=WithCode(city.provider, citizen))
+def test_a_denied_card_behind_a_code_leads_to_nobody(city: City, citizen: Citizen, give_code: Callable[[], str]) -> None:
+    code, other = give_code(), give_code()
     city.deny(citizen, Deny.FROZEN)
-    answer = resolve(city, "E1")
+    answer = resolve(city, code)
     assert answer.result == Result.CARD_DENIED
-    assert answer.person == pb.ShownPerson()
+    assert not answer.person.ListFields()
+    assert no(verify(city, code=other)) == NO
 
 
 # ---- codes of others: real servers, small and made to misbehave ----
