@@ -86,8 +86,8 @@ class Verified(NamedTuple):
 class Department:
     """One department or portal. `portal_id` is its name, and may be empty where its certificate says it. One thread uses it.
 
-    Raises Refused, grpc.RpcError when the deadline (`deadline_s`, over all attempts) is over without an answer, and AssertionWrong
-    for an assertion that is not the core's."""
+    Raises Refused, grpc.RpcError when the deadline (`deadline_s`, over all attempts) is over without an answer, and
+    AssertionWrong for an assertion that is not the core's."""
 
     def __init__(
         self,
@@ -242,9 +242,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--fields", nargs="*", default=[], help="what is asked for; without it all that may be seen")
     parser.add_argument("--purpose", default="counter service")
     parser.add_argument("--legal-basis", default="consent")
-    parser.add_argument(
-        "command", choices=["login", "code", "number"], help="code: read from standard input; number: it and name"
-    )
+    parser.add_argument("command", choices=["login", "code", "number"], help="code and number (with name) read standard input")
     given = parser.parse_args(arguments)
     with Connection(given.server, ca=given.ca, certificate=given.certificate, key=given.key) as connection:
         department = Department(connection, given.portal)

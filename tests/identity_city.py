@@ -38,7 +38,7 @@ PORTALS = {
 def card_mac(card_number: str, challenge: bytes) -> bytes:
     """By OpenSSL, from the words of core/identity.py."""
     serial = bytes.fromhex(card_number[-16:].zfill(16))
-    key = _sm4(_card_key(KeySet(ISSUER, 1, 1, 2, TAC_MASTER), serial), challenge + _complement(challenge))
+    key = _sm4(_card_key(key_sets.KeySet(ISSUER, 1, 1, 2, TAC_MASTER), serial), challenge + _complement(challenge))
     padded = b"IDENTITY" + challenge + serial + b"\x80" + bytes(7)
     return Cipher(algorithms.SM4(key), modes.CBC(bytes(16))).encryptor().update(padded)[-16:-8]
 

@@ -16,7 +16,7 @@ from gmssl import sm3 as gmssl_sm3
 from harness import Harness
 from hypothesis import given
 from hypothesis import strategies as st
-from identity_city import HRSS, LIBRARY, PURPOSE, Citizen, City, make_provider, new_id
+from identity_city import HRSS, LIBRARY, PURPOSE, Citizen, City, card_mac, make_provider, new_id
 
 from yikatong.core import codes, foreign_codes, identity, limits, login, portals, visibility
 from yikatong.core.callers import LOCAL, Caller, serving
