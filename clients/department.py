@@ -84,7 +84,7 @@ class Verified(NamedTuple):
 
 
 class Department:
-    """One department or portal. `portal_id` is its name, and may be empty where its certificate says it. One thread uses it.
+    """One department or portal. `portal_id` is its name, as its certificate says it. One thread uses it.
 
     Raises Refused, grpc.RpcError when the deadline (`deadline_s`, over all attempts) is over without an answer, and
     AssertionWrong for an assertion that is not the core's."""
@@ -92,7 +92,7 @@ class Department:
     def __init__(
         self,
         connection: Connection,
-        portal_id: str = "",
+        portal_id: str,
         *,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,

@@ -6,7 +6,7 @@ card's TAC key, diversified once more by the challenge. No tap is made under tha
 session key of profile 2 comes from session data with zeros where this has the complement of zeros.
 
 Whoever gets no for an answer learns nothing else: an unknown number, another name, a wrong MAC, a card that is denied all answer
-the same, with one event in the journal each. Wrong tries are counted by caller (`wrong_tries`), for whoever locks out."""
+the same, with one event in the journal each. Wrong tries are counted (core/tries.py)."""
 
 import hmac
 import secrets
@@ -18,9 +18,10 @@ from yikatong.core.change import Change
 from yikatong.core.commands import CARD_NUMBER_WANTED
 from yikatong.core.errors import InvalidRequest
 from yikatong.core.keys.provider import KeyReference, KeyUnknown, Purpose
-from yikatong.core.login import SECOND_US, Rules, check_request_id, put_expiry, request_digest
+from yikatong.core.login import SECOND_US, Rules, check_request_id, request_digest
 from yikatong.core.memory import Memory
 from yikatong.core.people import Proved, show
+from yikatong.core.tries import put_expiry
 from yikatong.core.types import NONE, DocumentKind, Result, wire
 from yikatong.core.visibility import check_fields, check_purpose, shown
 from yikatong.ext.engine import is_card_number
@@ -31,9 +32,8 @@ E_CARD: Final = "e-card"
 CHALLENGE_BYTES: Final = 8
 MAC_BYTES: Final = 8
 ANSWER_KEPT_S: Final = 300
-TRIES_KEPT_S: Final = 3_600
 _IDENTITY: Final = b"IDENTITY"
-_ANSWER, _CHALLENGE, _TRIES = b"a", b"c", b"t"
+_ANSWER, _CHALLENGE = b"a", b"c"
 
 Answer = identity_documents_pb2.IdentityAnswer
 
@@ -200,26 +200,6 @@ def conclude(rules: Rules, memory: Memory, change: Change, request: Any, found: 
     return Shown(result, False, change.commit("identity-answered"), found.source, person)
 
 
-# ---- wrong tries ----
-
-
-def wrong_tries(memory: Memory, caller: Caller, time_us: int) -> int:
-    """How often a caller got no for an answer lately: since its last hour without one."""
-    value = memory.documents.get(DocumentKind.IDENTITY_ANSWER, _TRIES + str(caller).encode())
-    if value is None or time_us >= int.from_bytes(value[:8], "big"):
-        return 0
-    return int.from_bytes(value[8:], "big")
-
-
-def _count_wrong_try(memory: Memory, change: Change, caller: Caller) -> None:
-    key = _TRIES + str(caller).encode()
-    before = memory.documents.get(DocumentKind.IDENTITY_ANSWER, key)
-    tries = wrong_tries(memory, caller, change.time_us) + 1
-    due_us = change.time_us + TRIES_KEPT_S * SECOND_US
-    change.put(DocumentKind.IDENTITY_ANSWER, key, due_us.to_bytes(8, "big") + tries.to_bytes(4, "big"))
-    put_expiry(change, due_us, DocumentKind.IDENTITY_ANSWER, key, int.from_bytes(before[:8], "big") if before else 0)
-
-
 # ---- rpcs ----
 
 
@@ -255,7 +235,7 @@ def resolved(
     if before is not None:  # it came twice at a time
         return _resolved(before)
     change = Change(memory, time_us)
-    return _resolved(conclude(rules, memory, change, request, found, caller, "ResolveCode"))
+    return _resolved(conclude(rules, memory, change, request, found, caller, "IdentityService.ResolveCode"))
 
 
 def _resolved(shown: Shown) -> protos.ResolveCodeResponse:
@@ -301,6 +281,9 @@ def verify_own(
     before = answered(rules, memory, request, time_us, caller)
     if before is not None:
         return _verified(before)
+    refused = rules.tries.refusal(memory, caller, b"", time_us)
+    if refused is not None:
+        return protos.VerifyIdentityResponse(result=wire(refused))
     change = Change(memory, time_us)
     found: Found | None
     match request.WhichOneof("proof"):
@@ -329,10 +312,16 @@ def _verify(
     good = found.result is Result.ACCEPTED and (
         found.card_slot == NONE or card_state.refusal(memory, found.card_slot, change.time_us) is None
     )
+    # Who is locked out must not learn whether a guess was right.
+    if found.person_id and rules.tries.refusal(memory, caller, found.person_id, change.time_us) is not None:
+        good = False
+    elif good:
+        rules.tries.right(memory, change, caller, found.person_id)
+    else:
+        rules.tries.wrong(memory, change, caller, found.person_id)
     if not good:
-        _count_wrong_try(memory, change, caller)
         found = found._replace(result=Result.IDENTITY_NOT_VERIFIED, source="", card_slot=NONE)
-    return _verified(conclude(rules, memory, change, request, found, caller, "VerifyIdentity"))
+    return _verified(conclude(rules, memory, change, request, found, caller, "IdentityService.VerifyIdentity"))
 
 
 def _verified(shown: Shown) -> protos.VerifyIdentityResponse:

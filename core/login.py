@@ -21,6 +21,7 @@ from yikatong.core.keys.provider import KeyProvider, KeyReference, KeyUnknown, P
 from yikatong.core.memory import Memory
 from yikatong.core.people import People, Proved, show
 from yikatong.core.portals import Portal
+from yikatong.core.tries import CountedTries, Tries, put_expiry
 from yikatong.core.types import DocumentKind, Result, wire
 from yikatong.core.visibility import Visibility, check_fields, check_purpose
 from yikatong.v1 import access_pb2, identity_documents_pb2
@@ -83,6 +84,7 @@ class Rules(NamedTuple):
     issuer: str
     visibility: Visibility
     portals: Mapping[str, Portal] = {}
+    tries: Tries = CountedTries()
     levels: Mapping[KeyReference, int] = {}  # of TAC masters, how many levels their cards' keys are derived over
 
     def allowed(self, portal_id: str, purpose: str) -> tuple[str, ...]:
@@ -199,14 +201,6 @@ def _after(login: Login, event: Event, time_us: int) -> State | Result:
 
 
 # ---- documents ----
-
-
-def put_expiry(change: Change, due_us: int, kind: DocumentKind, key: bytes, before_us: int = 0) -> None:
-    """Let a document be swept at a journal time, and no more at the one that was set before."""
-    if before_us and before_us != due_us:
-        change.delete(DocumentKind.IDENTITY_EXPIRY, before_us.to_bytes(8, "big") + bytes([kind]) + key)
-    if before_us != due_us:
-        change.put(DocumentKind.IDENTITY_EXPIRY, due_us.to_bytes(8, "big") + bytes([kind]) + key, b"\1")
 
 
 def _put(change: Change, login: Login, state: State, life_s: int, kept_s: int) -> None:
@@ -432,7 +426,7 @@ def answer(
         del login.consented_fields[:]
         _put(change, login, after, limits.LOGIN_KEPT_S, 0)
     audit.note(
-        change, caller, f"AnswerLogin {event.value}", login.person_id,
+        change, caller, f"IdentityService.AnswerLogin {event.value}", login.person_id,
         purpose=login.purpose, legal_basis=login.legal_basis,
     )  # fmt: skip
     response.result = wire(Result.ACCEPTED)
@@ -506,7 +500,7 @@ def redeem(
         login.redeem_request_id, login.redeemed_time_us = request.request_id, time_us
         _let_find(rules, change, login, "session", session(rules, login))
         _put(change, login, after, limits.LOGIN_SESSION_S, 0)
-    return _shown(rules, memory, change, login, "RedeemTicket", "ticket-redeemed")._replace(duplicate=again)
+    return _shown(rules, memory, change, login, "IdentityService.RedeemTicket", "ticket-redeemed")._replace(duplicate=again)
 
 
 def _shown(rules: Rules, memory: Memory, change: Change, login: Login, action: str, event: str) -> Redeemed:
@@ -531,7 +525,7 @@ def show_session(rules: Rules, memory: Memory, text: str, time_us: int) -> Redee
     refused = after if isinstance(after, Result) else card_state.refusal(memory, login.card_slot, time_us)
     if refused is not None:
         return Redeemed(refused)
-    return _shown(rules, memory, Change(memory, time_us), login, "UserInfo", "person-shown")
+    return _shown(rules, memory, Change(memory, time_us), login, "IdentityService.UserInfo", "person-shown")
 
 
 def subject(rules: Rules, portal_id: str, person_id: bytes) -> str:
@@ -611,7 +605,7 @@ def authorize_app(
     _let_find(rules, change, login, "ticket", ticket(rules, login))
     _put(change, login, State.CONSENTED, limits.LOGIN_TICKET_S, limits.LOGIN_KEPT_S)
     audit.note(
-        change, Caller(access_pb2.ROLE_DEPARTMENT, portal_id), f"AuthorizeApp {request.to_portal_id}", here.person_id,
+        change, Caller(access_pb2.ROLE_DEPARTMENT, portal_id), f"IdentityService.AuthorizeApp {request.to_portal_id}", here.person_id,
         purpose=request.purpose, legal_basis=request.legal_basis,
     )  # fmt: skip
     return protos.AuthorizeAppResponse(
@@ -695,7 +689,7 @@ def set_consent(
     proved.use(change)
     put_expiry(change, consent.due_time_us, DocumentKind.CONSENT, key, known.due_time_us)
     change.put(DocumentKind.CONSENT, key, consent.SerializeToString(deterministic=True))
-    action = "SetConsent revoked" if request.revoked else "SetConsent"
+    action = "IdentityService.SetConsent" + (" revoked" if request.revoked else "")
     audit.note(change, caller, action, proved.person_id, fields=consent.fields)
     response.result = wire(Result.ACCEPTED)
     response.sequence = change.commit("consent-set")

@@ -38,6 +38,7 @@ from yikatong.core.journal import sm3
 from yikatong.core.keys.provider import Purpose
 from yikatong.core.memory import Memory
 from yikatong.core.portals import Portal
+from yikatong.core.tries import put_expiry
 from yikatong.core.types import DocumentKind, Result
 from yikatong.core.visibility import FIELDS
 from yikatong.v1 import access_pb2
@@ -330,7 +331,7 @@ class OidcPort:
             change = Change(memory, time_us)
             due_us = (claims["exp"] + 2 * limits.LOGIN_TICKET_S) * login.SECOND_US
             change.put(DocumentKind.IDENTITY_ANSWER, key, b"\1")
-            login.put_expiry(change, due_us, DocumentKind.IDENTITY_ANSWER, key)
+            put_expiry(change, due_us, DocumentKind.IDENTITY_ANSWER, key)
             change.commit("client-assertion-used")
             return True
 

@@ -183,7 +183,7 @@ def asked_of(stub: Faulty, **more: Any) -> Any:
     class Made:
         identity = stub
 
-    return Department(Made(), sleep=lambda _: None).resolve_code("x", *WHY, **more)  # type: ignore[arg-type]
+    return Department(Made(), "hrss", sleep=lambda _: None).resolve_code("x", *WHY, **more)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from identity_city import HRSS, LIBRARY, PURPOSE, Citizen, City, card_mac, make_provider, new_id
 
-from yikatong.core import codes, foreign_codes, identity, limits, login, portals, visibility
+from yikatong.core import codes, foreign_codes, identity, limits, login, portals, tries, visibility
 from yikatong.core.callers import LOCAL, Caller, serving
 from yikatong.core.device_proof import message_of
 from yikatong.core.errors import ConfigError, InvalidRequest
@@ -89,7 +89,7 @@ def test_a_card_that_is_there_is_recognised(city: City, citizen: Citizen) -> Non
     assert (answer.result, answer.verified) == (Result.ACCEPTED, True)
     assert answer.person == pb.ShownPerson(name=citizen.data.name, card_number=citizen.card_number)
     (note,) = notes(city, citizen)
-    assert (note.caller, note.action, list(note.fields)) == (str(HRSS), "VerifyIdentity", ["name", "card_number"])
+    assert (note.caller, note.action, list(note.fields)) == (str(HRSS), "IdentityService.VerifyIdentity", ["name", "card_number"])
     assert (note.purpose, note.legal_basis) == tuple(PURPOSE.values())
 
 
@@ -144,26 +144,53 @@ def test_number_and_name_must_both_be_right_and_the_no_is_always_the_same(city: 
         answers.append(no(answer))
     city.deny(citizen, Deny.LOSS)
     assert {*answers, no(verify(city, **by_name(citizen)))} == {NO}
-    assert [note.action for note in notes(city, citizen)] == ["VerifyIdentity"] + ["VerifyIdentity refused"] * 2
+    assert [note.action for note in notes(city, citizen)] == [
+        "IdentityService.VerifyIdentity",
+        *["IdentityService.VerifyIdentity refused"] * 2,
+    ]
 
 
 def test_wrong_tries_are_counted_by_caller_and_forgotten(city: City, citizen: Citizen) -> None:
     for _ in range(3):
         verify(city, **by_name(citizen, name="nobody"))
     verify(city, **by_name(citizen))
-    tries = {caller: identity.wrong_tries(city.core.memory, caller, city.core.now_us) for caller in (HRSS, LIBRARY)}
-    assert tries == {HRSS: 3, LIBRARY: 0}
-    city.core.pass_time(identity.TRIES_KEPT_S)
-    assert identity.wrong_tries(city.core.memory, HRSS, city.core.now_us) == 0
+    counted = {caller: tries.wrong_tries(city.core.memory, caller, city.core.now_us) for caller in (HRSS, LIBRARY)}
+    assert counted == {HRSS: 3, LIBRARY: 0}
+    city.core.pass_time(tries.KEPT_S)
+    assert tries.wrong_tries(city.core.memory, HRSS, city.core.now_us) == 0
     city.core.ask(lambda memory, _, time_us: login.expire_due(memory, time_us), None)
     assert not list(city.core.memory.documents.scan(DocumentKind.IDENTITY_ANSWER))
     assert not list(city.core.memory.documents.scan(DocumentKind.IDENTITY_EXPIRY))
 
 
+class Locking(tries.CountedTries):
+    """Locks out after three wrong tries: a caller with its own result, a person without a word."""
+
+    def __init__(self) -> None:
+        self.of_person: dict[bytes, int] = {}
+
+    def refusal(self, memory: Any, caller: Caller, person_id: bytes, time_us: int) -> Result | None:
+        count = self.of_person.get(person_id, 0) if person_id else tries.wrong_tries(memory, caller, time_us)
+        return Result.DEADLINE_RUNNING if count >= 3 else None  # any result will do
+
+    def wrong(self, memory: Any, change: Any, caller: Caller, person_id: bytes) -> None:
+        super().wrong(memory, change, caller, person_id)
+        self.of_person[person_id] = self.of_person.get(person_id, 0) + 1
+
+
+def test_who_is_locked_out_learns_nothing(city: City, citizen: Citizen) -> None:
+    city.rules = city.rules._replace(tries=Locking())
+    for _ in range(3):
+        assert no(verify(city, **by_name(citizen, name="nobody"))) == NO
+    assert verify(city, **by_name(citizen)).result == Result.DEADLINE_RUNNING
+    assert no(verify(city, LIBRARY, **by_name(citizen))) == NO  # the person is, at another caller too
+    assert verify(city, LIBRARY, **by_name(city.add_citizen(2))).verified
+
+
 def test_a_request_that_comes_again_is_answered_again_and_counted_once(city: City, citizen: Citizen) -> None:
     asked = {"request_id": new_id(), **by_name(citizen, name="nobody")}
     assert [verify(city, **asked).duplicate for _ in range(2)] == [False, True]
-    assert identity.wrong_tries(city.core.memory, HRSS, city.core.now_us) == 1
+    assert tries.wrong_tries(city.core.memory, HRSS, city.core.now_us) == 1
     assert verify(city, **(asked | by_name(citizen))).result == Result.CONFLICT
     assert verify(city, LIBRARY, **asked).result == Result.CONFLICT  # another caller's answers are not for it
     good = {"request_id": new_id(), **by_name(citizen)}
@@ -456,9 +483,9 @@ def test_each_kind_of_code_is_asked_of_its_own_service_and_shown_as_may_be(city:
 
     served(answers, test)
     actions = [(note.caller, note.action) for note in notes(city, citizen)]
-    assert actions.count((str(HRSS), "ResolveCode")) == 5
-    assert actions.count((str(LIBRARY), "ResolveCode")) == 3
-    assert actions.count((str(HRSS), "ResolveCode refused")) == 1
+    assert actions.count((str(HRSS), "IdentityService.ResolveCode")) == 5
+    assert actions.count((str(LIBRARY), "IdentityService.ResolveCode")) == 3
+    assert actions.count((str(HRSS), "IdentityService.ResolveCode refused")) == 1
 
 
 FAULTS = ["500", "no-json", "no-number", "other-request", "unsigned", "replayed", "redirect", "long", "slow"]

@@ -73,8 +73,8 @@ def test_a_login_from_the_qr_code_to_the_assertion(city: City, citizen: Citizen,
     verifier = Verifier(assertions.key_set(city.provider), city.rules.issuer, "hrss", clock=lambda: city.core.now_s)
     assert verifier.verify(token, "nonce-of-the-portal").acr == "e-card"
     (consented, shown) = notes(city, citizen)
-    assert (consented.caller, consented.action) == (str(APP), "AnswerLogin consent")
-    assert (shown.caller, shown.action, list(shown.fields)) == (str(HRSS), "RedeemTicket", ["name"])
+    assert (consented.caller, consented.action) == (str(APP), "IdentityService.AnswerLogin consent")
+    assert (shown.caller, shown.action, list(shown.fields)) == (str(HRSS), "IdentityService.RedeemTicket", ["name"])
     assert (shown.purpose, shown.legal_basis) == tuple(PURPOSE.values())
 
 
