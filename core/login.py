@@ -604,8 +604,9 @@ def authorize_app(
     change = Change(memory, time_us)
     _let_find(rules, change, login, "ticket", ticket(rules, login))
     _put(change, login, State.CONSENTED, limits.LOGIN_TICKET_S, limits.LOGIN_KEPT_S)
+    portal = Caller(access_pb2.ROLE_DEPARTMENT, portal_id)
     audit.note(
-        change, Caller(access_pb2.ROLE_DEPARTMENT, portal_id), f"IdentityService.AuthorizeApp {request.to_portal_id}", here.person_id,
+        change, portal, f"IdentityService.AuthorizeApp {request.to_portal_id}", here.person_id,
         purpose=request.purpose, legal_basis=request.legal_basis,
     )  # fmt: skip
     return protos.AuthorizeAppResponse(
