@@ -113,12 +113,17 @@ def proof_message(event: str, qr_content: str, fields: Sequence[str] = ()) -> by
     return message_of(f"IdentityService/{event}", qr_content.encode(), *(name.encode() for name in fields))
 
 
-def consent_message(request: protos.SetConsentRequest) -> bytes:
-    """The same for a standing consent, 32 bytes: SM3 over the request without its proof, deterministically serialised."""
+def consent_digest(request: protos.SetConsentRequest) -> bytes:
+    """What stands for a standing consent, 32 bytes: SM3 over the request without its proof, deterministically serialised."""
     bare = protos.SetConsentRequest()
     bare.CopyFrom(request)
     bare.ClearField("proof")
-    return sm3(b"IdentityService/SetConsent\0" + bare.SerializeToString(deterministic=True))
+    return sm3(bare.SerializeToString(deterministic=True))
+
+
+def consent_message(request: protos.SetConsentRequest) -> bytes:
+    """What a device makes its proof of for one: "IdentityService/SetConsent" and its digest."""
+    return message_of("IdentityService/SetConsent", consent_digest(request))
 
 
 # ---- secrets, and how logins are found by them ----
@@ -658,8 +663,8 @@ def set_consent(
     if not request.decided_time_us < request.until_time_us <= longest_us:
         raise InvalidRequest("until_time_us", f"up to {limits.CONSENT_S_MAX // 86_400} days after the decision are wanted")
     response = protos.SetConsentResponse()
-    message = consent_message(request)
-    proved = rules.people.prove_device(memory, request.device_id, message, request.proof, time_us)
+    digest = consent_digest(request)
+    proved = rules.people.prove_device(memory, request.device_id, consent_message(request), request.proof, time_us)
     refused = proved if isinstance(proved, Result) else card_state.refusal(memory, proved.card_slot, time_us)
     if isinstance(proved, Proved) and not proved.person_id:
         refused = Result.PERSON_UNKNOWN
@@ -671,7 +676,7 @@ def set_consent(
     value = memory.documents.get(DocumentKind.CONSENT, key)
     known = Consent() if value is None else Consent.FromString(value)
     if value is not None:
-        if known.request_digest == message:
+        if known.request_digest == digest:
             response.result, response.duplicate = wire(Result.ACCEPTED), True
             return response
         if known.decided_time_us >= request.decided_time_us:
@@ -682,7 +687,7 @@ def set_consent(
         revoked=request.revoked,
         until_time_us=request.until_time_us,
         decided_time_us=request.decided_time_us,
-        request_digest=message,
+        request_digest=digest,
         # A phone's clock may be off by as much: until then an older consent could be sent again, if this one were forgotten.
         due_time_us=max(request.until_time_us, request.decided_time_us + 3 * limits.CLOCK_AHEAD_S * SECOND_US),
     )

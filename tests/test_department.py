@@ -2,6 +2,7 @@
 
 import io
 import json
+import secrets
 import subprocess
 import sys
 import time
@@ -14,16 +15,18 @@ import pytest
 from harness import Harness
 from identity_city import TAC_MASTER, Citizen, City, Phone, card_mac
 
-from yikatong.clients import department
+from yikatong.clients import consent, department
 from yikatong.clients.connection import Connection
 from yikatong.clients.department import Department, Refused
 from yikatong.clients.embedded import EmbeddedServer
+from yikatong.clients.phone import Phone as ClientPhone
+from yikatong.clients.phone import Refused as PhoneRefused
 from yikatong.core import login
 from yikatong.core.assertions import AssertionWrong
 from yikatong.core.device_proof import message_of
 from yikatong.core.keys import key_sets
 from yikatong.core.types import Result
-from yikatong.v1 import code_service_pb2
+from yikatong.v1 import code_service_pb2, e_card_service_pb2
 from yikatong.v1 import identity_service_pb2 as pb
 
 WHY = "counter service", "consent"
@@ -81,12 +84,12 @@ def test_somebody_logs_in_and_on(town: Town, hrss: Department) -> None:
     logged_in = hrss.wait_for_login(begun)
     assert (logged_in.person, logged_in.state) == (pb.ShownPerson(name=town.citizen.data.name), "s-7")
     assert (logged_in.assertion.acr, len(logged_in.assertion.subject)) == ("e-card", 43)
-    consent = pb.SetConsentRequest(
+    standing = pb.SetConsentRequest(
         device_id=town.phone.device_id, from_portal_id="hrss", to_portal_id="health-insurance", fields=["name"],
         decided_time_us=time.time_ns() // 1000, until_time_us=time.time_ns() // 1000 + 60_000_000,
     )  # fmt: skip
-    consent.proof = town.phone.prove(login.consent_message(consent))
-    assert town.connection.identity.SetConsent(consent, timeout=10).result == Result.ACCEPTED
+    standing.proof = town.phone.prove(login.consent_message(standing))
+    assert town.connection.identity.SetConsent(standing, timeout=10).result == Result.ACCEPTED
     ticket = hrss.hand_on(logged_in.session, "health-insurance", ["name"], "medical settlement", "consent", nonce="there-1234")
     there = Department(town.connection, "health-insurance").redeem(ticket, "there-1234")
     assert there.assertion.acr == "app"
@@ -148,6 +151,31 @@ def test_the_example_runs(town: Town, monkeypatch: pytest.MonkeyPatch, capsys: p
         out = example.stdout.read()
         assert example.wait(30) == 0
     assert f"name: {data.name}" in out
+
+
+def test_a_phone_of_the_clients_consents_denies_and_hands_on(town: Town, hrss: Department, tmp_path: Path) -> None:
+    start = e_card_service_pb2.StartActivationRequest(request_id=secrets.token_bytes(16), card_number=town.citizen.card_number)
+    started = town.connection.e_cards.StartActivation(start, timeout=10)
+    phone = ClientPhone(tmp_path / "phone.json")
+    phone.activate(town.connection, started.code, started.activation_secret)
+    begun = hrss.begin_login(["name", "district"], *WHY)
+    asked = consent.scan(town.connection, phone, begun.qr_content)
+    assert (asked.portal_id, asked.fields, asked.purpose, asked.legal_basis) == ("hrss", ("name", "district"), *WHY)
+    consent.consent(town.connection, phone, asked, ["district"])
+    logged_in = hrss.wait_for_login(begun)
+    assert logged_in.person == pb.ShownPerson(district="441602")
+    asked_on = (logged_in.session, "health-insurance", ["name"], "medical settlement", "consent")
+    consent.let_hand_on(town.connection, phone, "hrss", "health-insurance", ["name"], 30)
+    assert hrss.hand_on(*asked_on, nonce="there-1234")
+    consent.let_hand_on(town.connection, phone, "hrss", "health-insurance", [], 0)
+    with pytest.raises(Refused, match="CONSENT_MISSING"):
+        hrss.hand_on(*asked_on, nonce="there-1234")
+    begun = hrss.begin_login(["name"], *WHY)
+    consent.deny(town.connection, phone, consent.scan(town.connection, phone, begun.qr_content))
+    with pytest.raises(Refused, match="LOGIN_DENIED"):
+        hrss.wait_for_login(begun)
+    with pytest.raises(PhoneRefused, match="LOGIN_UNKNOWN"):
+        consent.scan(town.connection, phone, login.QR_PREFIX + "AAAA")
 
 
 # ---- answers that fail ----

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 from gmssl import sm3 as gmssl_sm3
 from harness import Harness
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from identity_city import HRSS, LIBRARY, PURPOSE, Citizen, City, card_mac, make_provider, new_id
 
@@ -119,6 +119,7 @@ def test_a_challenge_is_good_once_for_its_caller_and_for_a_minute(city: City, ci
 
 
 @given(challenge=st.binary(min_size=8, max_size=8), number=st.from_regex(r"[0-9]{1,20}", fullmatch=True))
+@settings(deadline=None)
 def test_the_message_is_24_bytes_and_starts_with_its_kind(challenge: bytes, number: str) -> None:
     message = identity.card_message(challenge, number)
     assert (len(message), message[:8], message[8:16]) == (24, b"IDENTITY", challenge)

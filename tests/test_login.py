@@ -299,7 +299,7 @@ def test_bad_requests_name_their_field(city: City, field: str, change: dict[str,
 
 
 @given(st.text(max_size=100) | st.binary(max_size=40).map(assertions.encode))
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 def test_noise_opens_nothing(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     folder = tmp_path_factory.mktemp("noise")
     with Harness(folder / "data") as core:
