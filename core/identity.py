@@ -18,7 +18,7 @@ from yikatong.core.change import Change
 from yikatong.core.commands import CARD_NUMBER_WANTED
 from yikatong.core.errors import InvalidRequest
 from yikatong.core.keys.provider import KeyReference, KeyUnknown, Purpose
-from yikatong.core.login import SECOND_US, Rules, check_request_id, request_digest
+from yikatong.core.login import SECOND_US, Rules, check_request_id, newest_key, request_digest
 from yikatong.core.memory import Memory
 from yikatong.core.people import Proved, show
 from yikatong.core.tries import put_expiry
@@ -157,7 +157,8 @@ def answered(rules: Rules, memory: Memory, request: Any, time_us: int, caller: C
     if value is None:
         return None
     answer = Answer.FromString(value)
-    if not hmac.compare_digest(answer.request_digest, _digest(rules, request, caller)):
+    key = newest_key(rules.provider)._replace(key_version=answer.key_version)
+    if not hmac.compare_digest(answer.request_digest, _digest(rules, key, request, caller)):
         return Shown(Result.CONFLICT, False, 0, "", protos.ShownPerson())
     person = protos.ShownPerson()
     if answer.result == Result.ACCEPTED:
@@ -165,8 +166,8 @@ def answered(rules: Rules, memory: Memory, request: Any, time_us: int, caller: C
     return Shown(Result(answer.result), True, answer.sequence, answer.source, person)
 
 
-def _digest(rules: Rules, request: Any, caller: Caller) -> bytes:
-    return request_digest(rules.provider, request) + str(caller).encode()
+def _digest(rules: Rules, key: KeyReference, request: Any, caller: Caller) -> bytes:
+    return request_digest(rules.provider, key, request) + str(caller).encode()
 
 
 def conclude(rules: Rules, memory: Memory, change: Change, request: Any, found: Found, caller: Caller, action: str) -> Shown:
@@ -183,8 +184,10 @@ def conclude(rules: Rules, memory: Memory, change: Change, request: Any, found: 
             change, caller, action if result is Result.ACCEPTED else f"{action} refused", found.person_id,
             purpose=request.purpose, legal_basis=request.legal_basis, fields=fields,
         )  # fmt: skip
+    key = newest_key(rules.provider)
     answer = Answer(
-        request_digest=_digest(rules, request, caller),
+        request_digest=_digest(rules, key, request, caller),
+        key_version=key.key_version,
         result=result,
         source=found.source,
         person_id=found.person_id,
@@ -193,9 +196,9 @@ def conclude(rules: Rules, memory: Memory, change: Change, request: Any, found: 
         sequence=change.sequence,
         due_time_us=change.time_us + ANSWER_KEPT_S * SECOND_US,
     )
-    key = _ANSWER + request.request_id
-    change.put(DocumentKind.IDENTITY_ANSWER, key, answer.SerializeToString(deterministic=True))
-    put_expiry(change, answer.due_time_us, DocumentKind.IDENTITY_ANSWER, key)
+    place = _ANSWER + request.request_id
+    change.put(DocumentKind.IDENTITY_ANSWER, place, answer.SerializeToString(deterministic=True))
+    put_expiry(change, answer.due_time_us, DocumentKind.IDENTITY_ANSWER, place)
     person = show(rules.people, memory, found.person_id, found.card_slot, fields)
     return Shown(result, False, change.commit("identity-answered"), found.source, person)
 

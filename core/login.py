@@ -29,8 +29,6 @@ from yikatong.v1 import identity_service_pb2 as protos
 
 QR_PREFIX: Final = "yikatong:login:"
 BY_SCAN, BY_APP = "e-card", "app"
-SUBJECT_KEY: Final = KeyReference(Purpose.LOGIN, 1)
-"""Names at portals must outlive every rotation, so they are made with the first version for ever."""
 SECOND_US: Final = 1_000_000
 LOGIN_ID_BYTES: Final = 16
 NONCE_CHARACTERS_MIN: Final = 8
@@ -274,10 +272,10 @@ def _check_nonce(nonce: str) -> None:
         raise InvalidRequest("nonce", f"{NONCE_CHARACTERS_MIN} characters at least are wanted")
 
 
-def request_digest(provider: KeyProvider, request: Any) -> bytes:
+def request_digest(provider: KeyProvider, key: KeyReference, request: Any) -> bytes:
     """Keyed, since a citizen number could be guessed from a plain one."""
     content = request.SerializeToString(deterministic=True)
-    return keyed(provider, SUBJECT_KEY, "request " + request.DESCRIPTOR.full_name, content)
+    return keyed(provider, key, "request " + request.DESCRIPTOR.full_name, content)
 
 
 # ---- rpcs ----
@@ -301,8 +299,9 @@ def start(
     _check_texts(state=request.state, nonce=request.nonce)
     if not redirect_uri:
         _check_nonce(request.nonce)
-    digest = request_digest(rules.provider, request)
-    login_id = keyed(rules.provider, SUBJECT_KEY, "login", request.request_id, portal_id.encode())[:LOGIN_ID_BYTES]
+    key = newest_key(rules.provider)
+    digest = request_digest(rules.provider, key, request)
+    login_id = keyed(rules.provider, key, "login", request.request_id, portal_id.encode())[:LOGIN_ID_BYTES]
     known = get(memory, login_id)
     if known is not None:
         if not hmac.compare_digest(known.request_digest, digest):
@@ -323,7 +322,7 @@ def start(
         acr=BY_SCAN,
         redirect_uri=redirect_uri,
         code_challenge=code_challenge,
-        key_version=newest_key(rules.provider).key_version,
+        key_version=key.key_version,
     )
     change = Change(memory, time_us)
     _let_find(rules, change, login, "qr", encode(_secret(rules, login, "qr")))
@@ -503,6 +502,7 @@ def redeem(
         return Redeemed(refused)
     if not again:
         login.redeem_request_id, login.redeemed_time_us = request.request_id, time_us
+        login.subject = _subject(rules, memory, change, login)
         _let_find(rules, change, login, "session", session(rules, login))
         _put(change, login, after, limits.LOGIN_SESSION_S, 0)
     return _shown(rules, memory, change, login, "IdentityService.RedeemTicket", "ticket-redeemed")._replace(duplicate=again)
@@ -533,9 +533,15 @@ def show_session(rules: Rules, memory: Memory, text: str, time_us: int) -> Redee
     return _shown(rules, memory, Change(memory, time_us), login, "IdentityService.UserInfo", "person-shown")
 
 
-def subject(rules: Rules, portal_id: str, person_id: bytes) -> str:
-    """How a person is called at a portal: the same each time there, and nothing that two portals could compare."""
-    return encode(keyed(rules.provider, SUBJECT_KEY, "subject", person_id, portal_id.encode()))
+def _subject(rules: Rules, memory: Memory, change: Change, login: Login) -> str:
+    """How a person is called at a portal: the same each time there, and nothing that two portals could compare. It is made by the
+    key of the day and kept, so that it outlives every rotation."""
+    key = login.person_id + b"\0" + login.portal_id.encode()
+    kept = memory.documents.get(DocumentKind.CONSENT, key)
+    if kept is None:
+        kept = keyed(rules.provider, newest_key(rules.provider), "subject", login.person_id, login.portal_id.encode())
+        change.put(DocumentKind.CONSENT, key, kept)
+    return encode(kept)
 
 
 def claims(rules: Rules, login: Login) -> dict[str, Any]:
@@ -544,7 +550,7 @@ def claims(rules: Rules, login: Login) -> dict[str, Any]:
     made = {
         "iss": rules.issuer,
         "aud": login.portal_id,
-        "sub": subject(rules, login.portal_id, login.person_id),
+        "sub": login.subject,
         "iat": issued_s,
         "exp": issued_s + limits.ASSERTION_S,
         "jti": encode(_secret(rules, login, "assertion")[:16]),
@@ -570,8 +576,9 @@ def authorize_app(
     check_purpose(request.purpose, request.legal_basis)
     _check_texts(state=request.state, nonce=request.nonce, to_portal_id=request.to_portal_id)
     _check_nonce(request.nonce)
-    digest = request_digest(rules.provider, request)
-    login_id = keyed(rules.provider, SUBJECT_KEY, "app", request.request_id, portal_id.encode())[:LOGIN_ID_BYTES]
+    key = newest_key(rules.provider)
+    digest = request_digest(rules.provider, key, request)
+    login_id = keyed(rules.provider, key, "app", request.request_id, portal_id.encode())[:LOGIN_ID_BYTES]
     known = get(memory, login_id)
     if known is not None:
         if not hmac.compare_digest(known.request_digest, digest):
@@ -604,7 +611,7 @@ def authorize_app(
         person_id=here.person_id,
         card_slot=here.card_slot,
         acr=BY_APP,
-        key_version=newest_key(rules.provider).key_version,
+        key_version=key.key_version,
     )
     change = Change(memory, time_us)
     _let_find(rules, change, login, "ticket", ticket(rules, login))

@@ -381,9 +381,8 @@ class OidcPort:
         if done.login is None or done.person is None:
             challenge = {"WWW-Authenticate": 'Bearer realm="yikatong", error="invalid_token"'}
             return web.json_response({"error": "invalid_token"}, status=401, headers=challenge)
-        subject = login.subject(self._identity.rules, done.login.portal_id, done.login.person_id)
         fields = {field.name: value for field, value in done.person.ListFields()}
-        return web.json_response({"sub": subject} | fields)
+        return web.json_response({"sub": done.login.subject} | fields)
 
 
 _NOBODY: Final = Caller(access_pb2.ROLE_DEPARTMENT, "nobody")

@@ -307,6 +307,13 @@ class DocumentKind(IntEnum):
     APPLICATION_BATCH = 59  # core/batches.py: batches and their rows
     CHIP = 60  # card slot, 4 bytes → Chip: core/loads.py
     LOAD = 61  # card slot, 4 bytes; online counter, 2 bytes → Load
+    LOGIN = 70  # login id → LoginDocument; 70 to 74: core/login.py, core/identity.py
+    LOGIN_KEY = 71  # keyed digest of a QR code, ticket or session, 32 bytes → login id
+    IDENTITY_EXPIRY = 72  # time_us, 8 bytes; kind, 1 byte; key of what is to be swept then → nothing
+    CONSENT = 73  # person id (16 bytes); two portals → ConsentDocument, or a zero byte and one → its name there, 32 bytes
+    IDENTITY_ANSWER = (
+        74  # "a" and a request id → IdentityAnswer; "c" and a challenge → whose it is; "t" and a caller → wrong tries
+    )
     E_CARD = 65  # card slot, 4 bytes → ECardDocument
     E_CARD_INDEX = 66  # slot of an e-card (4 bytes), or its first-level code (16) → card slot, 4 bytes
     DEVICE = 67  # device id → DeviceDocument
