@@ -12,7 +12,7 @@ Both steps done, the tap is found to be a duplicate."""
 import base64
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -462,25 +462,24 @@ def _mac_message(tap: tap_service_pb2.Tap) -> bytes:
     )  # fmt: skip
 
 
-Levels = Mapping[tuple[bytes, int, int], int]
 """By issuer, key version and key index: over how many levels a card's key is derived (profile.md, "Keys")."""
 
 
-def prove(provider: KeyProvider, levels: Levels, reserved: Sequence[Reserved]) -> None:
+def prove(provider: KeyProvider, reserved: Sequence[Reserved]) -> None:
     """Set the MACs of taps, as the e-card's chip would have made them; any thread. A tap whose key is gone gets zeros: the engine
     says that it does not know the key before it looks at a MAC."""
     by_key: dict[KeyReference, list[tap_service_pb2.Tap]] = {}
     for each in reserved:
         by_key.setdefault(each.key, []).append(each.tap)
     for key, taps in by_key.items():
-        issuer = [key.issuer_id] if levels.get((key.issuer_id, key.key_version, key.key_index)) == 2 else []
         items = []
         for tap in taps:
             atc = tap.atc.to_bytes(2, "big")
             session = bytes(6) + atc + bytes(6) + bytes(byte ^ 0xFF for byte in atc)
-            items.append(([*issuer, e_cards.card_serial(tap.card_number)], session, _mac_message(tap)))
+            items.append((e_cards.card_serial(tap.card_number), session, _mac_message(tap)))
         try:
-            macs = provider.mac_many(key, items)
+            issuer = [key.issuer_id] if provider.levels(key) == 2 else []
+            macs = provider.mac_many(key, [([*issuer, serial], session, message) for serial, session, message in items])
         except KeyUnknown:
             macs = [bytes(4)] * len(taps)
         for tap, mac in zip(taps, macs, strict=True):

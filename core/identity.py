@@ -6,22 +6,22 @@ card's TAC key, diversified once more by the challenge. No tap is made under tha
 session key of profile 2 comes from session data with zeros where this has the complement of zeros.
 
 Whoever gets no for an answer learns nothing else: an unknown number, another name, a wrong MAC, a card that is denied all answer
-the same, with one event in the journal each. Wrong tries are counted (core/tries.py)."""
+the same, with one event in the journal each. Wrong tries are counted (core/lockout.py, core/proofs.py)."""
 
 import hmac
 import secrets
 from typing import Any, Final, NamedTuple
 
-from yikatong.core import audit, card_state, limits
+from yikatong.core import audit, card_state, limits, lockout
 from yikatong.core.callers import Caller
 from yikatong.core.change import Change
 from yikatong.core.commands import CARD_NUMBER_WANTED
 from yikatong.core.errors import InvalidRequest
+from yikatong.core.identity_expiry import put_expiry
 from yikatong.core.keys.provider import KeyReference, KeyUnknown, Purpose
 from yikatong.core.login import SECOND_US, Rules, check_request_id, newest_key, request_digest
 from yikatong.core.memory import Memory
 from yikatong.core.people import Proved, show
-from yikatong.core.tries import put_expiry
 from yikatong.core.types import NONE, DocumentKind, Result, wire
 from yikatong.core.visibility import check_fields, check_purpose, shown
 from yikatong.ext.engine import is_card_number
@@ -284,9 +284,6 @@ def verify_own(
     before = answered(rules, memory, request, time_us, caller)
     if before is not None:
         return _verified(before)
-    refused = rules.tries.refusal(memory, caller, b"", time_us)
-    if refused is not None:
-        return protos.VerifyIdentityResponse(result=wire(refused))
     change = Change(memory, time_us)
     found: Found | None
     match request.WhichOneof("proof"):
@@ -316,12 +313,14 @@ def _verify(
         found.card_slot == NONE or card_state.refusal(memory, found.card_slot, change.time_us) is None
     )
     # Who is locked out must not learn whether a guess was right.
-    if found.person_id and rules.tries.refusal(memory, caller, found.person_id, change.time_us) is not None:
-        good = False
-    elif good:
-        rules.tries.right(memory, change, caller, found.person_id)
-    else:
-        rules.tries.wrong(memory, change, caller, found.person_id)
+    if found.person_id:
+        person = lockout.of_person(found.person_id)
+        if lockout.check(memory, person, change.time_us) is not None:
+            good = False
+        elif good:
+            lockout.right(change, memory, person)
+        else:
+            lockout.wrong(change, memory, person, change.time_us)
     if not good:
         found = found._replace(result=Result.IDENTITY_NOT_VERIFIED, source="", card_slot=NONE)
     return _verified(conclude(rules, memory, change, request, found, caller, "IdentityService.VerifyIdentity"))

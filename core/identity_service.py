@@ -17,7 +17,6 @@ from yikatong.core.keys.provider import KeyProvider, KeyReference, Purpose
 from yikatong.core.memory import Memory
 from yikatong.core.people import Registers
 from yikatong.core.portals import Portal
-from yikatong.core.tries import CountedTries, Tries
 from yikatong.core.types import Result, wire
 from yikatong.core.visibility import Visibility
 from yikatong.core.visibility import read as read_visibility
@@ -37,7 +36,6 @@ class IdentityOptions(NamedTuple):
     visibility: Visibility | None = None  # None: the file that comes with the package
     foreign: ForeignCodes = ForeignCodes()
     levels: Mapping[KeyReference, int] = {}
-    tries: Tries = CountedTries()
 
 
 class Identity:
@@ -48,7 +46,7 @@ class Identity:
         self._foreign = options.foreign
         visibility = options.visibility or read_visibility()
         people = Registers(provider)
-        self.rules = login.Rules(provider, people, options.issuer, visibility, options.portals, options.tries, options.levels)
+        self.rules = login.Rules(provider, people, options.issuer, visibility, options.portals, options.levels)
 
     async def close(self) -> None:
         """Let go of connections to foreign services."""

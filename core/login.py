@@ -16,12 +16,12 @@ from yikatong.core.callers import Caller
 from yikatong.core.change import REQUEST_ID_BYTES, Change
 from yikatong.core.device_proof import message_of
 from yikatong.core.errors import ConfigError, InvalidRequest
+from yikatong.core.identity_expiry import put_expiry
 from yikatong.core.journal import sm3
 from yikatong.core.keys.provider import KeyProvider, KeyReference, KeyUnknown, Purpose
 from yikatong.core.memory import Memory
 from yikatong.core.people import People, Proved, show
 from yikatong.core.portals import Portal
-from yikatong.core.tries import CountedTries, Tries, put_expiry
 from yikatong.core.types import DocumentKind, Result, wire
 from yikatong.core.visibility import Visibility, check_fields, check_purpose
 from yikatong.v1 import access_pb2, identity_documents_pb2
@@ -82,7 +82,6 @@ class Rules(NamedTuple):
     issuer: str
     visibility: Visibility
     portals: Mapping[str, Portal] = {}
-    tries: Tries = CountedTries()
     levels: Mapping[KeyReference, int] = {}  # of TAC masters, how many levels their cards' keys are derived over
 
     def allowed(self, portal_id: str, purpose: str) -> tuple[str, ...]:

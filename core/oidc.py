@@ -33,12 +33,12 @@ from yikatong.core.callers import Caller
 from yikatong.core.change import Change
 from yikatong.core.config import Settings
 from yikatong.core.errors import ConfigError, InvalidRequest, Overloaded, Unavailable, YikatongError
+from yikatong.core.identity_expiry import put_expiry
 from yikatong.core.identity_service import Identity
 from yikatong.core.journal import sm3
 from yikatong.core.keys.provider import Purpose
 from yikatong.core.memory import Memory
 from yikatong.core.portals import Portal
-from yikatong.core.tries import put_expiry
 from yikatong.core.types import DocumentKind, Result
 from yikatong.core.visibility import FIELDS
 from yikatong.v1 import access_pb2

@@ -707,7 +707,7 @@ class Service:
             answers += await self._submit(work)
         reserved = [each for each in answers if isinstance(each, codes.Reserved)]
         failpoint("code-reserved")
-        await asyncio.to_thread(codes.prove, provider, self._core.key_levels, reserved)
+        await asyncio.to_thread(codes.prove, provider, reserved)
         outcomes = iter(await self._run_taps([each.tap for each in reserved], stored=message.stored))
         response = code_service_pb2.TapByCodeResponse(
             outcomes=[next(outcomes) if isinstance(each, codes.Reserved) else each for each in answers]

@@ -90,6 +90,14 @@ class Result(IntEnum):
     ROW_INVALID = 127
     CARD_CANCELLED = 128
     CARD_NOT_OWN = 129
+    FREEZE_NOT_OWN = 130
+    KEY_RETIRED = 140
+    LOAD_UNKNOWN = 141
+    LOAD_COUNTER_PAST = 142
+    LOAD_UNRESOLVED = 143
+    LOAD_RETURNED = 144
+    CHIP_FULL = 145
+    CHIP_BALANCE = 146
     E_CARD_UNKNOWN = 150
     E_CARD_EXISTS = 151
     E_CARD_CANCELLED = 152
@@ -105,23 +113,6 @@ class Result(IntEnum):
     CODE_USED = 162
     CODE_CERTIFICATE_WRONG = 163
     CODE_ISSUER_SIGNATURE_WRONG = 164
-    CODE_USER_SIGNATURE_WRONG = 190
-    CODE_AUTHORIZATION_EXPIRED = 191
-    CODE_LIMIT = 192
-    CODE_UNKNOWN = 193
-    APPROVAL_PENDING = 180
-    APPROVAL_EXPIRED = 181
-    APPROVAL_REJECTED = 182
-    APPROVAL_ALTERED = 183
-    LOCKED_OUT = 184
-    KEY_RETIRED = 140
-    LOAD_UNKNOWN = 141
-    LOAD_COUNTER_PAST = 142
-    LOAD_UNRESOLVED = 143
-    LOAD_RETURNED = 144
-    CHIP_FULL = 145
-    CHIP_BALANCE = 146
-    FREEZE_NOT_OWN = 130
     LOGIN_UNKNOWN = 165
     LOGIN_EXPIRED = 166
     LOGIN_DENIED = 167
@@ -136,6 +127,15 @@ class Result(IntEnum):
     CODE_KIND_UNKNOWN = 176
     FOREIGN_UNAVAILABLE = 177
     FOREIGN_REFUSED = 178
+    APPROVAL_PENDING = 180
+    APPROVAL_EXPIRED = 181
+    APPROVAL_REJECTED = 182
+    APPROVAL_ALTERED = 183
+    LOCKED_OUT = 184
+    CODE_USER_SIGNATURE_WRONG = 190
+    CODE_AUTHORIZATION_EXPIRED = 191
+    CODE_LIMIT = 192
+    CODE_UNKNOWN = 193
 
 
 def wire(code: int) -> Any:
@@ -307,13 +307,6 @@ class DocumentKind(IntEnum):
     APPLICATION_BATCH = 59  # core/batches.py: batches and their rows
     CHIP = 60  # card slot, 4 bytes → Chip: core/loads.py
     LOAD = 61  # card slot, 4 bytes; online counter, 2 bytes → Load
-    LOGIN = 70  # login id → LoginDocument; 70 to 74: core/login.py, core/identity.py
-    LOGIN_KEY = 71  # keyed digest of a QR code, ticket or session, 32 bytes → login id
-    IDENTITY_EXPIRY = 72  # time_us, 8 bytes; kind, 1 byte; key of what is to be swept then → nothing
-    CONSENT = 73  # person id (16 bytes); two portals → ConsentDocument, or a zero byte and one → its name there, 32 bytes
-    IDENTITY_ANSWER = (
-        74  # "a" and a request id → IdentityAnswer; "c" and a challenge → whose it is; "t" and a caller → wrong tries
-    )
     E_CARD = 65  # card slot, 4 bytes → ECardDocument
     E_CARD_INDEX = 66  # slot of an e-card (4 bytes), or its first-level code (16) → card slot, 4 bytes
     DEVICE = 67  # device id → DeviceDocument
@@ -322,8 +315,8 @@ class DocumentKind(IntEnum):
     LOGIN = 70  # login id → LoginDocument; 70 to 74: core/login.py, core/identity.py
     LOGIN_KEY = 71  # keyed digest of a QR code, ticket or session, 32 bytes → login id
     IDENTITY_EXPIRY = 72  # time_us, 8 bytes; kind, 1 byte; key of what is to be swept then → nothing
-    CONSENT = 73  # person id, 16 bytes; two portals → ConsentDocument
-    IDENTITY_ANSWER = 74  # core/identity.py: answers by request id, whose a challenge is, a caller's wrong tries
+    CONSENT = 73  # person id (16 bytes); two portals → ConsentDocument, or a zero byte and one → its name there, 32 bytes
+    IDENTITY_ANSWER = 74  # core/identity.py: answers by request id, whose a challenge is
     ACCESS = 75  # person id (16 bytes), place of the event (8; core/audit.py) → Access
     ACCESS_BY_CALLER = 76  # identity, 0 byte, place of the event (8), person id (16) → nothing
     LOCKOUT = 77  # name of a subject → Lockout

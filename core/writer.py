@@ -179,11 +179,6 @@ class Core:
         return self._phase
 
     @property
-    def key_levels(self) -> dict[tuple[bytes, int, int], int]:
-        """By issuer, key version and key index of the TAC masters: over how many levels a card's key is derived."""
-        return {(each.issuer_id, each.key_version, each.key_index): each.levels for each in self._keys}
-
-    @property
     def memory_bytes(self) -> dict[str, int]:
         """What the engine holds, by kind."""
         sizes: dict[str, int] = self._memory.engine.memory_bytes()

@@ -7,7 +7,7 @@ from typing import Any
 
 import auditor
 import pytest
-from harness import ISSUER, KEY_SET, KEY_SETS, Harness, authorize_request, local_time_of, make_tap, submit_request
+from harness import ISSUER, KEY_SET, Harness, authorize_request, local_time_of, make_tap, submit_request
 from test_e_cards import CARD, OTHER, bind, cancel, deny, issue, revoke
 
 from yikatong.core import codes, device_proof, e_cards, limits, ride_code
@@ -33,7 +33,6 @@ PROVIDER = SoftwareProvider(
         KeyReference(Purpose.CODE_ISSUER, 1): ISSUER_KEY.private_pem(),
     }
 )
-LEVELS = {(each.issuer_id, each.key_version, each.key_index): each.levels for each in KEY_SETS}
 TERMINAL, OTHER_TERMINAL = bytes.fromhex("112233445566"), bytes.fromhex("665544332211")
 
 
@@ -97,7 +96,7 @@ def tap(core: Harness, *items: pb.CodeTap, stored: bool = False) -> list[tap_ser
     """What the service does: check, reserve, prove, and the way of all taps."""
     answers = reserve(core, list(items), stored)
     reserved = [each for each in answers if isinstance(each, Reserved)]
-    codes.prove(PROVIDER, LEVELS, reserved)
+    codes.prove(PROVIDER, reserved)
     taps = [each.tap for each in reserved]
     if stored and taps:
         (response,) = core.run([submit_request(taps)], [True]).responses
@@ -478,7 +477,6 @@ def test_what_was_made_under_an_older_key_stays_good(core: Harness, phone: Phone
         }
     )
     monkeypatch.setattr("test_codes.PROVIDER", rotated)
-    monkeypatch.setitem(LEVELS, (ISSUER, newer.key_version, 1), 2)
     (late,) = tap(core, abandoned)
     (old,) = tap(core, item(core, code))
     (new,) = tap(core, item(core, phone.code()))

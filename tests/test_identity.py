@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from identity_city import HRSS, LIBRARY, PURPOSE, Citizen, City, card_mac, make_provider, new_id
 
-from yikatong.core import codes, foreign_codes, identity, limits, login, portals, tries, visibility
+from yikatong.core import codes, foreign_codes, identity, limits, lockout, portals, visibility
 from yikatong.core.callers import LOCAL, Caller, serving
 from yikatong.core.device_proof import message_of
 from yikatong.core.errors import ConfigError, InvalidRequest
@@ -151,47 +151,24 @@ def test_number_and_name_must_both_be_right_and_the_no_is_always_the_same(city: 
     ]
 
 
-def test_wrong_tries_are_counted_by_caller_and_forgotten(city: City, citizen: Citizen) -> None:
-    for _ in range(3):
-        verify(city, **by_name(citizen, name="nobody"))
-    verify(city, **by_name(citizen))
-    counted = {caller: tries.wrong_tries(city.core.memory, caller, city.core.now_us) for caller in (HRSS, LIBRARY)}
-    assert counted == {HRSS: 3, LIBRARY: 0}
-    city.core.pass_time(tries.KEPT_S)
-    assert tries.wrong_tries(city.core.memory, HRSS, city.core.now_us) == 0
-    city.core.ask(lambda memory, _, time_us: login.expire_due(memory, time_us), None)
-    assert not list(city.core.memory.documents.scan(DocumentKind.IDENTITY_ANSWER))
-    assert not list(city.core.memory.documents.scan(DocumentKind.IDENTITY_EXPIRY))
-
-
-class Locking(tries.CountedTries):
-    """Locks out after three wrong tries: a caller with its own result, a person without a word."""
-
-    def __init__(self) -> None:
-        self.of_person: dict[bytes, int] = {}
-
-    def refusal(self, memory: Any, caller: Caller, person_id: bytes, time_us: int) -> Result | None:
-        count = self.of_person.get(person_id, 0) if person_id else tries.wrong_tries(memory, caller, time_us)
-        return Result.DEADLINE_RUNNING if count >= 3 else None  # any result will do
-
-    def wrong(self, memory: Any, change: Any, caller: Caller, person_id: bytes) -> None:
-        super().wrong(memory, change, caller, person_id)
-        self.of_person[person_id] = self.of_person.get(person_id, 0) + 1
+def wrong_proofs(city: City, citizen: Citizen) -> int:
+    return lockout.of(city.core.memory, lockout.of_person(citizen.person_id)).wrong
 
 
 def test_who_is_locked_out_learns_nothing(city: City, citizen: Citizen) -> None:
-    city.rules = city.rules._replace(tries=Locking())
-    for _ in range(3):
+    for _ in range(limits.WRONG_PROOFS_MAX):
         assert no(verify(city, **by_name(citizen, name="nobody"))) == NO
-    assert verify(city, **by_name(citizen)).result == Result.DEADLINE_RUNNING
-    assert no(verify(city, LIBRARY, **by_name(citizen))) == NO  # the person is, at another caller too
+    assert no(verify(city, LIBRARY, **by_name(citizen))) == NO  # at another caller too
     assert verify(city, LIBRARY, **by_name(city.add_citizen(2))).verified
+    city.core.pass_time(limits.LOCKOUT_S + 1)
+    assert verify(city, **by_name(citizen)).verified
+    assert wrong_proofs(city, citizen) == 0
 
 
 def test_a_request_that_comes_again_is_answered_again_and_counted_once(city: City, citizen: Citizen) -> None:
     asked = {"request_id": new_id(), **by_name(citizen, name="nobody")}
     assert [verify(city, **asked).duplicate for _ in range(2)] == [False, True]
-    assert tries.wrong_tries(city.core.memory, HRSS, city.core.now_us) == 1
+    assert wrong_proofs(city, citizen) == 1
     assert verify(city, **(asked | by_name(citizen))).result == Result.CONFLICT
     assert verify(city, LIBRARY, **asked).result == Result.CONFLICT  # another caller's answers are not for it
     good = {"request_id": new_id(), **by_name(citizen)}
