@@ -53,11 +53,14 @@ LINES: Final[dict[str, LineKind | None]] = {
     "HELD": None,
     "GREY": None,
     "REPLACEMENT": None,
+    "LOAD": None,
+    "LOAD_RETURN": None,
+    "CHIP_OPENING": None,
     "NONE": None,
 }
 """The line on which a posting of a kind (by PostingKind's name) stands in the positions of the window that it lies in, for
 whichever of its two accounts are participants'. None: it carries out what an earlier window came to, or moves money
-between purses of one person, so it stands in no position."""
+between purses of one person or onto a chip of theirs, so it stands in no position."""
 
 
 def line_of(kind: int) -> LineKind | None:

@@ -120,8 +120,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     key_sets.make_test_keys(key_file)
     (tmp / "agreements.toml").write_text(AGREEMENTS)
     masters, provider = key_sets.load(key_file), key_sets.load_provider(key_file)
-    for reference, value in provider._symmetric.items():
-        found.keys[f"master {reference.purpose.name}"] = value
+    for entry in tomllib.loads(key_file.read_text())["key"]:
+        if re.fullmatch(r"[0-9a-f]{32}", entry["value"]):
+            found.keys[f"master {entry['purpose']}"] = bytes.fromhex(entry["value"])
+    found.keys["master tac"] = masters[0].master
     found.keys["issuer key"] = masters[0].parent()
     found.keys["card key"] = sm4.diversify(masters[0].parent(), bytes.fromhex(CARD))
     in_traceback = f"{citizen_number()} {name()} {secrets.token_hex(16)}"

@@ -322,14 +322,6 @@ def test_what_the_deny_list_may_not_do(desk: CardDesk) -> None:
         ask(deny_list.allow_card, deny_pb.DENY_REASON_NOT_ENABLED)
 
 
-def test_an_e_card_that_was_ended_by_itself_stays_ended(desk: CardDesk) -> None:
-    card = Card(desk, "100")
-    desk.change(lambda change: change.deny(card.e_slot, Deny.CANCELLED))
-    card.do(Event.LOSE)
-    card.do(Event.LIFT_LOSS)
-    assert (desk.reasons("100"), desk.reasons("9100")) == (Deny(0), Deny.CANCELLED)
-
-
 # ---- money, callers, bad input ----
 
 

@@ -377,8 +377,8 @@ def test_rides_in_a_record_must_be_whole(tmp_path: Path) -> None:
         open_city(core, RIDERS[:1])
         core.now_us += DAYS * 86_400 * 1_000_000
         with pytest.raises(ValueError, match="not there"):
-            core.engine.commit(1, b"", [(RecordKind.RIDES, 0, 0xFFFFFFFF, 0xFFFFFFFF, 0, 0, b"short")])
-        core.engine.commit(1, b"", [(RecordKind.RIDES, 0, 0xFFFFFFFF, 0xFFFFFFFF, 0, 0, bytes(range(64)))])
+            core.engine.commit(1, b"", bytes(32), [(RecordKind.RIDES, 0, 0xFFFFFFFF, 0xFFFFFFFF, 0, 0, b"short")])
+        core.engine.commit(1, b"", bytes(32), [(RecordKind.RIDES, 0, 0xFFFFFFFF, 0xFFFFFFFF, 0, 0, bytes(range(64)))])
         _, _, records, payloads = core.engine.take_group()
         assert core.engine.rides(0) == bytes(range(64))
         core.restart()

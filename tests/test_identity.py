@@ -65,7 +65,7 @@ NO = no(pb.VerifyIdentityResponse(result=int(Result.IDENTITY_NOT_VERIFIED), pers
 
 def notes(city: City, citizen: Citizen) -> list[journal_pb2.Access]:
     found = city.core.memory.documents.scan(DocumentKind.ACCESS, citizen.person_id, citizen.person_id + b"\xff" * 9)
-    return [journal_pb2.Access.FromString(value) for _, value in found]
+    return [journal_pb2.Access.FromString(value) for _, value in found][::-1]  # oldest first
 
 
 # ---- the card on a reader, as a card itself computes it ----

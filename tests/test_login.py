@@ -42,7 +42,7 @@ def phone(city: City, citizen: Citizen) -> Phone:
 
 def notes(city: City, citizen: Citizen) -> list[journal_pb2.Access]:
     found = city.core.memory.documents.scan(DocumentKind.ACCESS, citizen.person_id, citizen.person_id + b"\xff" * 9)
-    return [journal_pb2.Access.FromString(value) for _, value in found]
+    return [journal_pb2.Access.FromString(value) for _, value in found][::-1]  # oldest first
 
 
 def kept(city: City) -> list[int]:
@@ -97,7 +97,7 @@ def test_people_are_called_differently_at_each_portal_and_the_same_there_always(
 
     first = names()
     assert len(set(first)) == 4
-    newer = {key: value for key, value in city.provider._symmetric.items() if key.purpose is not Purpose.LOGIN}
+    newer = {key: value for key, value in city.provider._keys.items() if key.purpose is not Purpose.LOGIN}
     city.rules = city.rules._replace(provider=SoftwareProvider({**newer, KeyReference(Purpose.LOGIN, 7): bytes(16)}))
     assert names() == first
 
@@ -332,7 +332,7 @@ def test_what_is_kept_holds_no_secret_and_comes_back(city: City, phone: Phone) -
 
 def test_logins_of_the_key_before_go_on(city: City, phone: Phone) -> None:
     started = bring(city, phone, State.SCANNED)
-    newer = SoftwareProvider({**city.provider._symmetric, KeyReference(Purpose.LOGIN, 2): bytes(16)})
+    newer = SoftwareProvider({**city.provider._keys, KeyReference(Purpose.LOGIN, 2): bytes(16)})
     city.rules = city.rules._replace(provider=newer)
     assert city.answer(started.qr_content, phone).result == Result.ACCEPTED
     assert city.redeem(city.get(started.login_id).ticket).result is Result.ACCEPTED

@@ -85,7 +85,7 @@ class Desk:
 
     def notes(self, person_id: bytes) -> list[journal_pb2.Access]:
         found = self.core.memory.documents.scan(DocumentKind.ACCESS, person_id, person_id + b"\xff" * 9)
-        return [journal_pb2.Access.FromString(value) for _, value in found]
+        return [journal_pb2.Access.FromString(value) for _, value in found][::-1]  # oldest first
 
     def on_disk(self) -> bytes:
         self.core.checkpoint()

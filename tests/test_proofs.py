@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from harness import KEY_SET, make_tap
-from service_port import ServicePort, department
+from service_port import ServicePort, operator
 
 from yikatong.core import limits, lockout, proofs
 from yikatong.core.callers import parse_identity
@@ -18,7 +18,7 @@ from yikatong.core.status import status_of
 from yikatong.core.types import DocumentKind, Result
 from yikatong.v1 import access_pb2, card_service_pb2, lockout_service_pb2, tap_service_pb2, terminal_service_pb2
 
-HALL, OTHER_HALL = department("hall"), department("other-hall")
+HALL, OTHER_HALL = operator("hall"), operator("other-hall")
 CARD, CARD_2 = "3104416000000017", "3104416000000025"
 TERMINAL = bytes.fromhex("112233445566")
 METHOD = "TapService/AuthorizeTap"
@@ -133,10 +133,10 @@ def test_guesses_all_at_once_are_not_looked_at_all(port: ServicePort) -> None:
 
 def test_terminals_and_acquirers_are_never_locked_out(port: ServicePort) -> None:
     taps = Taps(port)
-    for caller in ("yikatong:terminal:112233445566", "yikatong:acquirer:bus"):
+    for caller in ("yikatong:terminal:112233445566", "yikatong:acquirer:hall"):
         results = [taps.prove(right=False, caller=parse_identity(caller)) for _ in range(3 * limits.WRONG_PROOFS_MAX)]
         assert set(results) == {Result.MAC_MISMATCH}
-    assert taps.prove(caller=parse_identity("yikatong:acquirer:bus")) == Result.ACCEPTED
+    assert taps.prove(caller=parse_identity("yikatong:acquirer:hall")) == Result.ACCEPTED
 
 
 def test_a_restart_forgets_nothing_and_lifting_is_seen_at_once(port: ServicePort) -> None:

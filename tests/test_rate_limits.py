@@ -129,7 +129,7 @@ def test_only_taps_are_taps() -> None:
     found = {
         method for _, service, method in methods_of_protos() if class_of(method_of(f"{service}/{method}")) is MethodClass.TAP
     }
-    assert found == {"AuthorizeTap", "SubmitTaps"}
+    assert found == {"AuthorizeTap", "SubmitTaps", "TapByCode"}
 
 
 def test_what_a_caller_is_told() -> None:

@@ -480,7 +480,7 @@ def test_no_trace_of_keys_is_left_on_the_stack(path, tmp_path):
     if compiler is None:
         pytest.skip("no C compiler")
     program = tmp_path / "sm4_residue"
-    sources = [TESTS / "sm4_residue.c", *EXT.glob("sm4_*.c")]
+    sources = [TESTS / "sm4_residue.c", *(each for each in EXT.glob("sm4_*.c") if each.name != "sm4_gcm.c")]
     subprocess.run([compiler, "-std=gnu11", "-O3", f"-I{EXT}", *sources, "-o", program], check=True)
     done = subprocess.run([program, path], capture_output=True, text=True, check=True)
     computed, verified, unwiped = map(int, done.stdout.split())
