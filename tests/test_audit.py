@@ -122,6 +122,9 @@ def _with_only(descriptor: Any, path: tuple[Any, ...]) -> Any:
 NO_PURPOSE = {
     # methods that show something about somebody and do not ask what for, and why
     "TapService/GetTap": "the rider category that a tap stated; whoever has the tap's sequence settles or disputes it",
+    "CardLifeService/GetCardStatus": "who froze a card and why, to those who serve its holder and never to banks",
+    "ECardService/ListDevices": "the devices that a person bound, to the app in the person's hand",
+    "IdentityService/RedeemTicket": "what the person consented to, for the purpose that the login began with",
     "CardService/GetCard": "the rider category that a terminal prices by",
     "ExceptionService/*": "notes of operators on their own work, which name people only where they must",
     "PurseService/*": "the kind of a purse, to the department that opened it or whoever pays from it",

@@ -4,9 +4,11 @@ whole server, and searched for in everything that it wrote."""
 import asyncio
 import io
 import logging
+import re
 import secrets
 import sys
 import threading
+import tomllib
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ from yikatong.v1 import access_pb2, card_service_pb2, clearing_service_pb2, sett
 IN_THE_CLEAR = {
     # fields whose values may stand in the journal as they are, and why
     "yikatong.v1.Tap.mac": "the proof of a tap that was: it opens nothing, and whoever doubts the tap needs it",
+    "yikatong.v1.FreezeCardRequest.reason": "why an authority froze a card: read by whoever is asked to lift it",
     "purse_kind": "an identifier of the rules, not a value of a person's",
     "exception_service": "what operators and cardholders wrote on a case of money; read again by those who decide it",
 }

@@ -335,11 +335,11 @@ def test_concessions_are_on_all_cards_and_end(desk: Desk) -> None:
 def test_over_grpc(server: EmbeddedServer, connection: Connection) -> None:
     service = connection.persons
     person_id = service.RegisterPerson(pb.RegisterPersonRequest(request_id=new_id(), data=person(700))).person_id
-    shown = service.GetPerson(pb.GetPersonRequest(citizen_number=citizen_number(700)))
+    shown = service.GetPerson(pb.GetPersonRequest(citizen_number=citizen_number(700), **WHY))
     assert shown.person.data.name == "王*"
     file = server.data / "person_keys"
     assert any(file.read_bytes())
     erased = service.ErasePerson(pb.ErasePersonRequest(request_id=new_id(), person_id=person_id, **WHY))
     assert erased.result == Result.ACCEPTED
     assert not any(file.read_bytes())  # before the answer came
-    assert service.GetPerson(pb.GetPersonRequest(person_id=person_id)).person.erased
+    assert service.GetPerson(pb.GetPersonRequest(person_id=person_id, **WHY)).person.erased

@@ -158,7 +158,7 @@ def test_what_is_at_hand_is_bounded(port: ServicePort, monkeypatch: pytest.Monke
     for _ in range(limits.WRONG_PROOFS_MAX):
         taps.prove(right=False)
     for at in range(10):
-        taps.prove(f"41{at:04}", caller=department(f"d{at}"))
+        taps.prove(f"41{at:04}", caller=operator(f"d{at}"))
         assert len(port.service.oversight._proofs._known) <= 3
     assert taps.prove() == Result.LOCKED_OUT
 

@@ -12,8 +12,6 @@ import pytest
 from yikatong.bench.run import BENCHES
 from yikatong.core import cli
 from yikatong.core.config import read_settings, settings_table
-from yikatong.core.errors import ConfigError
-from yikatong.core.keys import key_sets
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -54,15 +52,10 @@ def test_links_and_named_files_are_there(document: str) -> None:
 
 
 def test_the_configuration_shown_can_be_read(tmp_path: Path) -> None:
-    shown, key_file = re.findall(r"```toml\n(.+?)```", README, re.DOTALL)
+    (shown,) = re.findall(r"```toml\n(.+?)```", README, re.DOTALL)
     file = tmp_path / "yikatong.toml"
     file.write_text(shown)
     assert read_settings(file, {}).json_logs
-    path = tmp_path / "keys.toml"
-    path.write_text(key_file)
-    path.chmod(0o600)
-    with pytest.raises(ConfigError, match=r"tac\[0\].master"):  # only the key itself is left out
-        key_sets.load(path)
 
 
 def test_every_dependency_is_explained() -> None:
