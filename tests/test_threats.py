@@ -72,9 +72,6 @@ def test_every_named_test_is_there(threat: str) -> None:
         assert re.search(rf"^def {name}\(", path.read_text("utf-8"), re.MULTILINE), f"{test} is not there"
 
 
-# fmt: skip
-
-
 # ---- cloned card ----
 
 
