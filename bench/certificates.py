@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from yikatong.core.certificates import Authority, Subject, write_pair
+from yikatong.core.access.certificates import Authority, Subject, write_pair
 
 OPERATOR = "yikatong:operator:bench"
 

@@ -24,8 +24,9 @@ from yikatong.bench.engine import BATCH, fill
 from yikatong.bench.result import BenchResult, Progress, machine
 from yikatong.bench.taps import AMOUNT_FEN, ATC_FIRST, SEQUENCE_FIRST, Taps, bench_key_set, make_taps
 from yikatong.clients.bank import return_file
-from yikatong.core import payments, types
-from yikatong.core.day import Day, DayRules
+from yikatong.core import types
+from yikatong.core.day import payments
+from yikatong.core.day.day import Day, DayRules
 from yikatong.core.journal import Group, Journal, sm3
 from yikatong.core.local import LocalCore
 from yikatong.core.memory import EngineSettings, Memory

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from yikatong.bench.result import BenchResult, Progress, machine, median, timed
-from yikatong.core.ride_code import Checker, IssuerPart, RideCode, make_certificate, make_code, make_issuer_part
+from yikatong.core.cards.ride_code import Checker, IssuerPart, RideCode, make_certificate, make_code, make_issuer_part
 from yikatong.core.sm2 import PrivateKey
 from yikatong.ext import sm2
 
@@ -105,6 +105,6 @@ def run(codes: int = 200, seconds: float = 6.0, *, progress: Progress = lambda *
 
 
 def _read(code: bytes) -> RideCode:
-    from yikatong.core.ride_code import read
+    from yikatong.core.cards.ride_code import read
 
     return read(code)

@@ -30,7 +30,7 @@ import grpc
 
 from yikatong.clients.command import connected, name_of, run, say
 from yikatong.clients.connection import Connection, Fate, fate_of, retry_delay_s
-from yikatong.core.callers import Caller
+from yikatong.core.access.callers import Caller
 from yikatong.core.errors import InvalidRequest, YikatongError
 from yikatong.v1 import access_pb2, result_pb2
 from yikatong.v1 import authorization_service_pb2 as pb

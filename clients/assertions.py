@@ -1,4 +1,4 @@
-"""A portal's side of login assertions (core/assertions.py): verified offline, by the public keys that the issuer publishes."""
+"""A portal's side of login assertions (assertions.py): verified offline, by the public keys that the issuer publishes."""
 
 import hmac
 import time
@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from yikatong.core import limits
-from yikatong.core.assertions import LOGIN_TYPE, SM2, AssertionWrong, check_times, key_of, open_token
 from yikatong.core.errors import ConfigError
+from yikatong.core.identity.assertions import LOGIN_TYPE, SM2, AssertionWrong, check_times, key_of, open_token
 
 CLAIMS: Final = ("iss", "aud", "sub", "nonce", "jti", "acr")
 LEEWAY_S: Final = 5.0

@@ -10,8 +10,8 @@ import click
 
 from yikatong.clients.command import connected, name_of, run, say
 from yikatong.clients.connection import Connection, call
-from yikatong.core.bank_file import BankEntry, BankStatus, bank_csv
-from yikatong.core.callers import Caller
+from yikatong.core.access.callers import Caller
+from yikatong.core.day.bank_file import BankEntry, BankStatus, bank_csv
 from yikatong.core.journal import sm3
 from yikatong.v1 import access_pb2, reconciliation_service_pb2, settlement_service_pb2
 
@@ -46,7 +46,7 @@ class Bank:
             yield file.name, call(settlement.GetSettlementFile, request, deadline_s=DEADLINE_S).content
 
     def send_return_file(self, name: str, content: bytes) -> reconciliation_service_pb2.IngestBankFileResponse:
-        """Say what became of instructions (core/bank_file.py has the form). The same file again changes nothing. Raises
+        """Say what became of instructions (core/day/bank_file.py has the form). The same file again changes nothing. Raises
         grpc.RpcError: INVALID_ARGUMENT names line and field of a file that is not what it should be."""
         request = reconciliation_service_pb2.IngestBankFileRequest(request_id=sm3(content)[:16], name=name, content=content)
         answer: reconciliation_service_pb2.IngestBankFileResponse = call(
@@ -63,7 +63,7 @@ def return_file(
     opening_fen: int = 0,
     returned: Collection[str] = (),
 ) -> bytes:
-    """The bank's file (core/bank_file.py) in which all instructions were paid at `booked_at_us`, but for those that are
+    """The bank's file (core/day/bank_file.py) in which all instructions were paid at `booked_at_us`, but for those that are
     `returned` (by participant), whose accounts are closed. There must be one at least, all of one settlement account."""
     orders = list(instructions)
     entries = [

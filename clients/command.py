@@ -15,8 +15,8 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
 from yikatong.clients.connection import Connection
-from yikatong.core.callers import Caller, parse_identity
-from yikatong.core.certificates import identity_of, read_certificates
+from yikatong.core.access.callers import Caller, parse_identity
+from yikatong.core.access.certificates import identity_of, read_certificates
 from yikatong.core.errors import YikatongError
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from yikatong.clients.connection import Connection
 from yikatong.clients.phone import Phone, Refused
-from yikatong.core.login import consent_digest
+from yikatong.core.identity.login import consent_digest
 from yikatong.core.types import Result
 from yikatong.v1 import identity_service_pb2 as pb
 

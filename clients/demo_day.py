@@ -14,8 +14,8 @@ from rich.table import Table
 from yikatong.clients.bank import return_file
 from yikatong.clients.connection import Connection, call
 from yikatong.clients.tables import yuan
-from yikatong.core.reconcile import InstructionState
-from yikatong.core.seal import ReceiptWrong, verify_receipt
+from yikatong.core.day.reconcile import InstructionState
+from yikatong.core.day.seal import ReceiptWrong, verify_receipt
 from yikatong.core.sm2 import PublicKey, make_key_files
 from yikatong.core.types import ClearingOutcome, WindowState
 from yikatong.v1 import (

@@ -27,8 +27,8 @@ import segno
 
 from yikatong.clients.assertions import Assertion, Verifier
 from yikatong.clients.connection import Connection, retry_delay_s
-from yikatong.core.assertions import AssertionWrong
 from yikatong.core.errors import YikatongError
+from yikatong.core.identity.assertions import AssertionWrong
 from yikatong.core.types import Result
 from yikatong.v1 import identity_service_pb2 as pb
 

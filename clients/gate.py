@@ -7,7 +7,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Final
 
 from yikatong.clients.connection import Connection, call
-from yikatong.core.ride_code import Checker, RideCode
+from yikatong.core.cards.ride_code import Checker, RideCode
 from yikatong.core.sm2 import PublicKey
 from yikatong.core.types import Result
 from yikatong.v1 import code_service_pb2, tap_service_pb2

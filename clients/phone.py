@@ -18,9 +18,9 @@ from typing import Any, Final, NamedTuple, Self
 import segno
 
 from yikatong.clients.connection import Connection, call
-from yikatong.core.device_proof import DEVICE_ID_BYTES, activation_proof, make_proof, message_of, unwrap
+from yikatong.core.cards.device_proof import DEVICE_ID_BYTES, activation_proof, make_proof, message_of, unwrap
+from yikatong.core.cards.ride_code import make_code
 from yikatong.core.errors import YikatongError
-from yikatong.core.ride_code import make_code
 from yikatong.core.sm2 import PrivateKey
 from yikatong.core.types import Result
 from yikatong.v1 import code_service_pb2, e_card_service_pb2

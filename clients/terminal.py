@@ -17,7 +17,7 @@ import click
 from yikatong.clients.card import SimulatedCard
 from yikatong.clients.command import connected, name_of, run, say
 from yikatong.clients.connection import Connection, call
-from yikatong.core.callers import Caller
+from yikatong.core.access.callers import Caller
 from yikatong.core.errors import FileFault
 from yikatong.core.types import Result
 from yikatong.v1 import access_pb2, deny_list_service_pb2, tap_service_pb2

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from yikatong.core import types
+from yikatong.core.day.seal import verify_seals
 from yikatong.core.errors import Damaged
 from yikatong.core.journal import GENESIS, Journal, JournalReader, sm3
 from yikatong.core.memory import EngineSettings, Memory
-from yikatong.core.seal import verify_seals
 from yikatong.core.sm2 import PublicKey
 from yikatong.core.store import DataDirectory
 from yikatong.ext.engine import audit

@@ -17,14 +17,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from yikatong.bench.load_cli import load_command
 from yikatong.core import logs
-from yikatong.core.cards_cli import cards
-from yikatong.core.certs_cli import certs
+from yikatong.core.access.certs_cli import certs
+from yikatong.core.access.oversight_cli import add_oversight_commands
+from yikatong.core.cards.cards_cli import cards
 from yikatong.core.config import Settings, flag, read_settings
-from yikatong.core.day_cli import add_day_commands
+from yikatong.core.day.day_cli import add_day_commands
 from yikatong.core.errors import YikatongError
 from yikatong.core.keys.cli import add_keys_commands
 from yikatong.core.memory import EngineSettings
-from yikatong.core.oversight_cli import add_oversight_commands
 
 OUT = Console()
 ERR = Console(stderr=True)

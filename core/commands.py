@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from yikatong.core import card_state, limits, types
+from yikatong.core import limits, types
+from yikatong.core.cards import card_state
 from yikatong.core.change import Change, answered
 from yikatong.core.errors import InvalidRequest, NotFound
 from yikatong.core.memory import Memory, TopUpDone

@@ -43,7 +43,7 @@ class Settings:
     agreements: str = _setting("", "TOML file of agreements with operators and acquirers; without it nothing is cleared")
     seal_key: str = _setting("", "PEM file of the SM2 key that seals windows; only its owner may be able to read it")
     tariffs: str = _setting("", "tariff file, or a folder of them (*.toml); without it taps are charged what terminals state")
-    portals: str = _setting("", "TOML file of portals that log people in (core/portals.py)")
+    portals: str = _setting("", "TOML file of portals that log people in (core/identity/portals.py)")
     visibility: str = _setting("", "TOML file of what of a person who may see; empty: the one that comes with the package")
     code_services: str = _setting("", "TOML file of services that resolve other issuers' codes; only its owner may read it")
     issuer: str = _setting("", "what assertions call their issuer; empty: yikatong, or the URL of `oidc_port`")

@@ -13,12 +13,12 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from yikatong.core import types
+from yikatong.core.day.windows import settlement_days
 from yikatong.core.errors import DataError
+from yikatong.core.identity.person_keys import FILE as PERSON_KEYS
 from yikatong.core.journal import Entry, Journal, JournalReader
 from yikatong.core.memory import EngineSettings, Memory
-from yikatong.core.person_keys import FILE as PERSON_KEYS
 from yikatong.core.store import DataDirectory
-from yikatong.core.windows import settlement_days
 from yikatong.v1 import journal_pb2, tap_service_pb2
 
 Progress = Callable[[int, int], None]

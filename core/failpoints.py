@@ -29,10 +29,10 @@ DAY_NAMES: Final = (
     "seal-made",
     "seal-kept",
 )
-"""Between the steps of clearing, settling and sealing a window (core/day.py)."""
+"""Between the steps of clearing, settling and sealing a window (core/day/day.py)."""
 
 CODE_NAMES: Final = ("code-reserved",)
-"""Between a code's reservation and its tap (core/codes.py)."""
+"""Between a code's reservation and its tap (core/cards/codes.py)."""
 
 ALL_NAMES: Final = (*NAMES, *DAY_NAMES, *CODE_NAMES)
 

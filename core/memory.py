@@ -12,10 +12,10 @@ from yikatong.core import limits, types
 from yikatong.core.documents import Documents, Layer, save
 from yikatong.core.errors import Damaged, DataError, NewerFormat
 from yikatong.core.failpoints import failpoint
+from yikatong.core.identity.person_keys import PersonKeys
 from yikatong.core.journal import GENESIS, Entry, Journal, sm3
 from yikatong.core.keys.key_sets import KeySet
 from yikatong.core.keys.provider import KeyProvider, TapKey
-from yikatong.core.person_keys import PersonKeys
 from yikatong.core.rules.compile import Compiled
 from yikatong.core.seen import CARDS, TERMINALS, Segments, add_segment
 from yikatong.core.store import DataDirectory, Reader

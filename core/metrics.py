@@ -36,9 +36,9 @@ from prometheus_client.registry import Collector
 
 import yikatong.v1
 from yikatong.core import limits
+from yikatong.core.access.rate_limits import MethodClass
 from yikatong.core.errors import ConfigError
 from yikatong.core.late import Corrections
-from yikatong.core.rate_limits import MethodClass
 from yikatong.core.rules.card_rules import STEPS
 from yikatong.core.rules.fares import Outcome
 from yikatong.core.types import Result

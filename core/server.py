@@ -21,31 +21,23 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
-from yikatong.core import (
-    authorizations,
-    card_life,
-    foreign_codes,
-    issuance,
-    limits,
-    login,
-    persons,
-    portals,
-    replacement,
-    tap_port,
-    visibility,
-)
-from yikatong.core.codes import RideCodeRules
+from yikatong.core import limits, tap_port
+from yikatong.core.access.rate_limits import Rates
+from yikatong.core.access.tls import Tls
+from yikatong.core.acquiring import authorizations
+from yikatong.core.cards import card_life, issuance, replacement
+from yikatong.core.cards.codes import RideCodeRules
 from yikatong.core.commands import Command
 from yikatong.core.config import Settings
-from yikatong.core.day import DayRules
+from yikatong.core.day.day import DayRules
 from yikatong.core.errors import ConfigError, Overloaded, Unavailable, YikatongError
-from yikatong.core.identity_service import ISSUER, Identity, IdentityOptions
+from yikatong.core.identity import foreign_codes, login, persons, portals, visibility
+from yikatong.core.identity.identity_service import ISSUER, Identity, IdentityOptions
+from yikatong.core.identity.oidc import OidcPort
 from yikatong.core.keys.provider import TapKey
 from yikatong.core.keys.source import KeySource
 from yikatong.core.memory import EngineSettings, Progress
 from yikatong.core.metrics import Metrics
-from yikatong.core.oidc import OidcPort
-from yikatong.core.rate_limits import Rates
 from yikatong.core.rules import card_rules, purse_rules
 from yikatong.core.rules.card_rules import CardRules
 from yikatong.core.rules.purse_rules import PurseRules
@@ -54,7 +46,6 @@ from yikatong.core.store import DataDirectory
 from yikatong.core.tap import TapRules
 from yikatong.core.tap_port import TapPort
 from yikatong.core.tariffs import read_tariffs
-from yikatong.core.tls import Tls
 from yikatong.core.writer import Core, CoreSettings, Phase, Work
 
 log = logging.getLogger(__name__)

@@ -15,53 +15,33 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
-from yikatong.core import (
-    access,
-    approvals,
-    audit,
-    authorizations,
-    batches,
-    card_actions,
-    codes,
-    commands,
-    deny_list,
-    disputes,
-    e_cards,
-    exceptions,
-    issuance,
-    limits,
-    loads,
-    lockout,
-    merchants,
-    participant_files,
-    payments,
-    persons,
-    purses,
-    queries,
-    reconcile,
-    settle,
-)
-from yikatong.core.access import Access, Resolved
-from yikatong.core.callers import LOCAL, Caller, bound_of, current, serving
-from yikatong.core.certificates import identity_of_pem
-from yikatong.core.codes import CodeChecker, RideCodeRules
-from yikatong.core.day import Day, DayRules
+from yikatong.core import commands, limits, queries
+from yikatong.core.access import access, approvals, audit, lockout
+from yikatong.core.access.access import Access, Resolved
+from yikatong.core.access.callers import LOCAL, Caller, bound_of, current, serving
+from yikatong.core.access.certificates import identity_of_pem
+from yikatong.core.access.oversight import Oversight
+from yikatong.core.access.rate_limits import Rates
+from yikatong.core.access.tls import Tls
+from yikatong.core.acquiring import authorizations, merchants, purses
+from yikatong.core.cards import batches, card_actions, codes, deny_list, e_cards, issuance, loads
+from yikatong.core.cards.codes import CodeChecker, RideCodeRules
+from yikatong.core.day import disputes, exceptions, participant_files, payments, reconcile, settle
+from yikatong.core.day.day import Day, DayRules
+from yikatong.core.day.totals import operator_totals
 from yikatong.core.errors import ConfigError, DeadlineOver, Forbidden, InvalidRequest, Overloaded, YikatongError
 from yikatong.core.failpoints import failpoint
-from yikatong.core.identity_service import Identity, IdentityOptions
+from yikatong.core.identity import persons
+from yikatong.core.identity.identity_service import Identity, IdentityOptions
 from yikatong.core.keys.provider import KeyProvider
 from yikatong.core.memory import Memory
 from yikatong.core.metrics import Metrics
-from yikatong.core.oversight import Oversight
 from yikatong.core.paging import page_size
-from yikatong.core.rate_limits import Rates
 from yikatong.core.rules.card_rules import CardRules
 from yikatong.core.rules.card_rules import default as default_card_rules
 from yikatong.core.rules.purse_rules import PurseRules
 from yikatong.core.rules.purse_rules import read as read_purse_rules
 from yikatong.core.status import status_of
-from yikatong.core.tls import Tls
-from yikatong.core.totals import operator_totals
 from yikatong.core.types import Result, wire
 from yikatong.core.writer import Core, Work
 from yikatong.ext.engine import NONE, is_card_number, local_seconds
@@ -798,7 +778,7 @@ RESOLVERS: Final = {
     "PurseService.FundPurse": _behind_purse,
     "PurseService.ClosePurse": _behind_purse,
 }
-"""What is behind the ids in requests of these methods (core/access.py)."""
+"""What is behind the ids in requests of these methods (core/access/access.py)."""
 
 
 def _sequence_of(memory: Memory, message: tap_service_pb2.GetTapRequest) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from yikatong.core import limits
-from yikatong.core.callers import OPERATORS
+from yikatong.core.access.callers import OPERATORS
 from yikatong.core.errors import DeadlineOver, Forbidden, InvalidRequest, YikatongError
 from yikatong.core.keys.provider import KeyReference, KeyUnknown, Purpose
 from yikatong.core.late import Corrections, note_late, price_again
@@ -59,7 +59,7 @@ def run_taps(
     """Take AuthorizeTapRequest (stored: False) and SubmitTapsRequest (True) messages through the flow, up to the journal.
 
     `time_us` is the journal time: microseconds since 1970, UTC. `bounds` say whose taps each caller may bring
-    (core/access.py); without them everybody may bring all. Raises DeviceFailed where a key device must be asked and does not
+    (access.py); without them everybody may bring all. Raises DeviceFailed where a key device must be asked and does not
     answer, and then nothing was done; EngineFault when memory must be rebuilt."""
     engine = memory.engine
     accounts = None if bounds is None else _accounts_of_operators(memory)

@@ -15,15 +15,15 @@ from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2
 
 from yikatong.core import commands, limits
-from yikatong.core.callers import LOCAL, Caller, bound_of, serving
-from yikatong.core.certificates import identity_of_der
+from yikatong.core.access.callers import LOCAL, Caller, bound_of, serving
+from yikatong.core.access.certificates import identity_of_der
+from yikatong.core.access.tls import Tls
 from yikatong.core.config import Settings
 from yikatong.core.errors import ConfigError, Forbidden, NotFound, Overloaded, Unauthenticated, Unavailable, YikatongError
 from yikatong.core.metrics import Metrics
 from yikatong.core.service import SERVICES, Service, parse
 from yikatong.core.status import status_of
 from yikatong.core.tap import DECODE_ERRORS, decode_error
-from yikatong.core.tls import Tls
 from yikatong.core.writer import Core, Work
 from yikatong.ext.engine import DEADLINE_OVER, NOT_OWN, Calls
 from yikatong.v1 import account_service_pb2

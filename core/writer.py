@@ -70,7 +70,7 @@ class Work:
     calls: Calls | None = None
     stored: bool = False
     command: Command | None = None
-    bound: int = 0  # whose taps the caller may bring (core/callers.py, bound_of); of `calls`, it is in them
+    bound: int = 0  # whose taps the caller may bring (core/access/callers.py, bound_of); of `calls`, it is in them
     deadline: float | None = None  # time.monotonic() after which it is not begun any more
     tag: Any = None  # the submitter's own
     response: Any = None

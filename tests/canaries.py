@@ -12,7 +12,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from yikatong.core.personal import level_of
+from yikatong.core.access.personal import level_of
 from yikatong.v1 import access_pb2
 
 CARD = "3104416000000017"

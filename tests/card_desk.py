@@ -7,11 +7,12 @@ from typing import Any
 from harness import Harness
 from people import new_id, person, provider
 
-from yikatong.core import batches, card_actions, card_life, issuance, persons
-from yikatong.core.callers import LOCAL, Caller
-from yikatong.core.card_life import State
+from yikatong.core.access.callers import LOCAL, Caller
+from yikatong.core.cards import batches, card_actions, card_life, issuance
+from yikatong.core.cards.card_life import State
 from yikatong.core.change import Change
-from yikatong.core.identifiers import social_card_check
+from yikatong.core.identity import persons
+from yikatong.core.identity.identifiers import social_card_check
 from yikatong.core.rules import card_rules
 from yikatong.core.types import Deny
 from yikatong.v1 import card_life_service_pb2 as life_pb

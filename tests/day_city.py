@@ -9,16 +9,17 @@ from typing import Any
 from harness import ISSUER, START_S, Harness, local_time_of, make_tap
 
 from yikatong.clients.bank import return_file
-from yikatong.core import payments, types
+from yikatong.core import types
 from yikatong.core.change import Change
-from yikatong.core.day import Day, DayRules
-from yikatong.core.positions import FEES, FLOAT, line_of
-from yikatong.core.reconcile import InstructionState
+from yikatong.core.day import payments
+from yikatong.core.day.day import Day, DayRules
+from yikatong.core.day.positions import FEES, FLOAT, line_of
+from yikatong.core.day.reconcile import InstructionState
+from yikatong.core.day.windows import WindowEvent, advance
 from yikatong.core.rules.agreements import Agreements
 from yikatong.core.rules.source import Source
 from yikatong.core.sm2 import PrivateKey
 from yikatong.core.types import PostingKind, RecordKind, Result, WindowState
-from yikatong.core.windows import WindowEvent, advance
 from yikatong.v1 import clearing_service_pb2, reconciliation_service_pb2, settlement_service_pb2
 
 DATE = 20250101  # START_S lies in it

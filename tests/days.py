@@ -29,15 +29,18 @@ from payments import ACQUIRER, MERCHANTS, OTHER_ACQUIRER, Desk, request_id
 from tariffs import CITY as TARIFF
 from tariffs import parse
 
-from yikatong.core import authorizations, commands, day, deny_list, disputes, exceptions, merchants, payments
-from yikatong.core.bank_file import BankEntry, BankStatus, bank_csv
+from yikatong.core import commands
+from yikatong.core.acquiring import authorizations, merchants
+from yikatong.core.cards import deny_list
 from yikatong.core.check import check
+from yikatong.core.day import day, disputes, exceptions, payments
+from yikatong.core.day.bank_file import BankEntry, BankStatus, bank_csv
+from yikatong.core.day.reconcile import InstructionState
+from yikatong.core.day.windows import window_document
 from yikatong.core.errors import CommitFailed, NotFound
-from yikatong.core.reconcile import InstructionState
 from yikatong.core.rules.compile import Compiled, compile_tariffs
 from yikatong.core.rules.tariff import TariffSet
 from yikatong.core.types import DocumentKind, PostingKind, RecordKind, Result, WindowState
-from yikatong.core.windows import window_document
 from yikatong.v1 import account_service_pb2, deny_list_service_pb2, merchant_service_pb2, tap_service_pb2
 from yikatong.v1 import clearing_service_pb2 as clearing
 from yikatong.v1 import exception_service_pb2 as queue

@@ -10,15 +10,16 @@ import people
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from harness import ISSUER, Harness, _card_key, _complement, _sm4
 
-from yikatong.core import e_cards, login, persons, visibility
-from yikatong.core.callers import Caller
+from yikatong.core.access.callers import Caller
+from yikatong.core.cards import e_cards
+from yikatong.core.cards.device_proof import activation_proof, make_proof, unwrap
 from yikatong.core.change import Change
-from yikatong.core.device_proof import activation_proof, make_proof, unwrap
+from yikatong.core.identity import login, persons, visibility
+from yikatong.core.identity.people import Registers
+from yikatong.core.identity.portals import Portal
 from yikatong.core.keys import key_sets
 from yikatong.core.keys.provider import KeyReference, Purpose
 from yikatong.core.keys.software import SoftwareProvider
-from yikatong.core.people import Registers
-from yikatong.core.portals import Portal
 from yikatong.v1 import access_pb2, e_card_service_pb2
 from yikatong.v1 import identity_service_pb2 as pb
 
@@ -36,7 +37,7 @@ PORTALS = {
 
 
 def card_mac(card_number: str, challenge: bytes) -> bytes:
-    """By OpenSSL, from the words of core/identity.py."""
+    """By OpenSSL, from the words of core/identity/identity.py."""
     serial = bytes.fromhex(card_number[-16:].zfill(16))
     key = _sm4(_card_key(key_sets.KeySet(ISSUER, 1, 1, 2, TAC_MASTER), serial), challenge + _complement(challenge))
     padded = b"IDENTITY" + challenge + serial + b"\x80" + bytes(7)

@@ -7,7 +7,7 @@ from typing import Any
 
 from harness import Harness
 
-from yikatong.core import authorizations, merchants, purses
+from yikatong.core.acquiring import authorizations, merchants, purses
 from yikatong.core.rules.purse_rules import PurseRules, parse
 from yikatong.core.rules.source import Source
 from yikatong.core.types import Result

@@ -9,12 +9,12 @@ from typing import Any
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from yikatong.core.callers import LOCAL, Caller, parse_identity, serving
+from yikatong.core.access.callers import LOCAL, Caller, parse_identity, serving
+from yikatong.core.access.oversight import method_of
+from yikatong.core.access.rate_limits import Rates
 from yikatong.core.keys import key_sets
 from yikatong.core.keys.software import SoftwareProvider
 from yikatong.core.metrics import Metrics
-from yikatong.core.oversight import method_of
-from yikatong.core.rate_limits import Rates
 from yikatong.core.service import Service, deliver_to
 from yikatong.core.store import DataDirectory
 from yikatong.core.writer import Core, CoreSettings, Work

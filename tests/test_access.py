@@ -11,8 +11,8 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescri
 from google.protobuf.message import Message
 
 import yikatong.v1
-from yikatong.core import access
-from yikatong.core.access import (
+from yikatong.core.access import access
+from yikatong.core.access.access import (
     ACQUIRER,
     BANK,
     DEPARTMENT,
@@ -25,7 +25,7 @@ from yikatong.core.access import (
     Rule,
     rule_of,
 )
-from yikatong.core.callers import LOCAL, ROLES, Caller
+from yikatong.core.access.callers import LOCAL, ROLES, Caller
 from yikatong.core.errors import Forbidden, InvalidRequest, NotFound
 from yikatong.core.service import DESCRIPTORS, RESOLVERS
 from yikatong.v1 import (

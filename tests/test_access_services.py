@@ -1,4 +1,4 @@
-"""What only the services know of who may see what: what core/access.py names in OTHER_CHECKS, each against a real core."""
+"""What only the services know of who may see what: what core/access/access.py names in OTHER_CHECKS, each against a real core."""
 
 import secrets
 from collections.abc import Iterator
@@ -10,14 +10,14 @@ import pytest
 from harness import make_tap
 from service_port import ServicePort, department
 
-from yikatong.core import access
-from yikatong.core.callers import LOCAL, Caller
+from yikatong.core.access import access
+from yikatong.core.access.callers import LOCAL, Caller
+from yikatong.core.day.settle import file_stem
+from yikatong.core.day.tap_file import Taps, tap_csv
 from yikatong.core.errors import Forbidden
 from yikatong.core.keys import key_sets
 from yikatong.core.keys.key_sets import KeySet
 from yikatong.core.service import _may_fetch
-from yikatong.core.settle import file_stem
-from yikatong.core.tap_file import Taps, tap_csv
 from yikatong.core.types import Result
 from yikatong.v1 import exception_service_pb2
 
@@ -121,8 +121,8 @@ def test_a_dispute_is_taken_back_in_its_district(port: ServicePort, key_set: Key
 
 def test_the_district_of_a_persons_card(port: ServicePort, key_set: KeySet) -> None:
     """Registered with the person's district, a card is seen there, in the whole city's, and nowhere else."""
-    from yikatong.core import persons
     from yikatong.core.change import Change
+    from yikatong.core.identity import persons
     from yikatong.v1 import person_service_pb2
 
     number = f"31044160{secrets.randbelow(10**8):08d}"

@@ -17,8 +17,8 @@ from payments import ACQUIRER, Desk, request_id
 from yikatong.clients.acquirer import METHODS, Acquirer, AnswerUnknown, Failed, QueueFull, QueueInUse, RetryRules
 from yikatong.clients.connection import Connection, call
 from yikatong.clients.embedded import EmbeddedServer
-from yikatong.core import authorizations
-from yikatong.core.authorizations import State
+from yikatong.core.acquiring import authorizations
+from yikatong.core.acquiring.authorizations import State
 from yikatong.core.errors import InvalidRequest, NotFound
 from yikatong.core.keys.key_sets import KeySet
 from yikatong.core.types import Result

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yikatong.core.positions import Payee
+from yikatong.core.day.positions import Payee
 from yikatong.core.rules.agreements import AgreementMissing, Agreements, CapAction, Fee, Per, Refunds
 from yikatong.core.rules.shares import divide
 from yikatong.core.rules.source import RuleError, Source

@@ -9,15 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from service_port import ServicePort, department, operator
 
-from yikatong.core import approvals, exceptions, limits, lockout
-from yikatong.core.callers import LOCAL, parse_identity
+from yikatong.core import limits
+from yikatong.core.access import approvals, lockout
+from yikatong.core.access.callers import LOCAL, parse_identity
+from yikatong.core.access.oversight import method_of
+from yikatong.core.access.personal import without_secrets
 from yikatong.core.change import Change
+from yikatong.core.day import exceptions
 from yikatong.core.errors import ConfigError, InvalidRequest, NotFound
 from yikatong.core.journal import sm3
 from yikatong.core.keys.provider import SealedDataWrong
 from yikatong.core.metrics import methods_of_protos
-from yikatong.core.oversight import method_of
-from yikatong.core.personal import without_secrets
 from yikatong.core.types import DocumentKind, Result
 from yikatong.v1 import approval_service_pb2, audit_service_pb2, journal_pb2, lockout_service_pb2, tap_service_pb2
 

@@ -15,9 +15,10 @@ from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 
 from yikatong.clients.assertions import Assertion, Verifier
-from yikatong.core import assertions, limits
-from yikatong.core.assertions import ES256, ID_TOKEN_TYPE, LOGIN_TYPE, SM2, AssertionWrong
+from yikatong.core import limits
 from yikatong.core.errors import ConfigError
+from yikatong.core.identity import assertions
+from yikatong.core.identity.assertions import ES256, ID_TOKEN_TYPE, LOGIN_TYPE, SM2, AssertionWrong
 from yikatong.core.keys import p256
 from yikatong.core.keys.provider import KeyReference, Purpose
 from yikatong.core.keys.software import SoftwareProvider

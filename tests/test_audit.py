@@ -13,20 +13,21 @@ from google.protobuf.message_factory import GetMessageClass
 from harness import Harness
 from service_port import ServicePort, department, operator
 
-from yikatong.core import audit, merkle, personal
-from yikatong.core.callers import LOCAL
+from yikatong.core.access import audit, personal
+from yikatong.core.access.callers import LOCAL
+from yikatong.core.access.oversight import method_of
+from yikatong.core.access.personal import NOBODY, Subject
 from yikatong.core.change import Change
 from yikatong.core.check import check
+from yikatong.core.day import merkle
+from yikatong.core.day.seal import records_tree, verify_seal
+from yikatong.core.day.windows import find_window
 from yikatong.core.errors import Damaged, InvalidRequest, NotFound
 from yikatong.core.journal import HEADER, sm3
 from yikatong.core.memory import EngineSettings
 from yikatong.core.metrics import methods_of_protos
-from yikatong.core.oversight import method_of
-from yikatong.core.personal import NOBODY, Subject
-from yikatong.core.seal import records_tree, verify_seal
 from yikatong.core.sm2 import PrivateKey
 from yikatong.core.types import KEPT_FOR_GOOD, RECORD, DocumentKind, RecordKind
-from yikatong.core.windows import find_window
 from yikatong.v1 import (
     approval_service_pb2,
     audit_service_pb2,

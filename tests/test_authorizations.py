@@ -9,8 +9,9 @@ import pytest
 from harness import CHINA, START_S
 from payments import ACQUIRER, MERCHANTS, OTHER_ACQUIRER, Desk, request_id
 
-from yikatong.core import authorizations, limits
-from yikatong.core.authorizations import OPEN, TRANSITIONS, Event, State
+from yikatong.core import limits
+from yikatong.core.acquiring import authorizations
+from yikatong.core.acquiring.authorizations import OPEN, TRANSITIONS, Event, State
 from yikatong.core.errors import InvalidRequest, NotFound
 from yikatong.core.types import Deny, PostingKind, RecordKind, Result
 from yikatong.v1 import authorization_service_pb2 as pb

@@ -24,14 +24,14 @@ from google.protobuf.message_factory import GetMessageClass
 from yikatong.clients.card import SimulatedCard
 from yikatong.clients.connection import Connection
 from yikatong.core import commands, logs, queries
+from yikatong.core.access.oversight import method_of
+from yikatong.core.access.personal import level_of
 from yikatong.core.check import check
 from yikatong.core.config import Settings
 from yikatong.core.export import SCHEMA, backup, export
 from yikatong.core.keys import key_sets
 from yikatong.core.memory import EngineSettings
 from yikatong.core.metrics import methods_of_protos
-from yikatong.core.oversight import method_of
-from yikatong.core.personal import level_of
 from yikatong.core.server import Server
 from yikatong.core.store import DataDirectory
 from yikatong.ext import sm4

@@ -11,10 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from people import new_id
 
-from yikatong.core import card_life, card_state, deny_list, persons
-from yikatong.core.callers import Caller
-from yikatong.core.card_life import TRANSITIONS, Event, State
+from yikatong.core.access.callers import Caller
+from yikatong.core.cards import card_life, card_state, deny_list
+from yikatong.core.cards.card_life import TRANSITIONS, Event, State
 from yikatong.core.errors import InvalidRequest, NotFound
+from yikatong.core.identity import persons
 from yikatong.core.types import Deny, Result
 from yikatong.v1 import access_pb2
 from yikatong.v1 import deny_list_service_pb2 as deny_pb

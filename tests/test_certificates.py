@@ -24,9 +24,9 @@ from yikatong.clients.card import SimulatedCard
 from yikatong.clients.connection import Connection
 from yikatong.clients.embedded import EmbeddedServer, ServerFailed
 from yikatong.clients.terminal import Terminal
-from yikatong.core import callers
-from yikatong.core.callers import Caller
-from yikatong.core.certificates import (
+from yikatong.core.access import callers
+from yikatong.core.access.callers import Caller
+from yikatong.core.access.certificates import (
     Authority,
     CertificateError,
     Revocations,
@@ -39,11 +39,11 @@ from yikatong.core.certificates import (
     read_revocations,
     write_pair,
 )
-from yikatong.core.certs_cli import certs
+from yikatong.core.access.certs_cli import certs
+from yikatong.core.access.tls import FILES, Tls
 from yikatong.core.config import Settings
 from yikatong.core.errors import ConfigError, InvalidRequest, Unauthenticated
 from yikatong.core.keys.key_sets import KeySet
-from yikatong.core.tls import FILES, Tls
 from yikatong.core.types import Result
 from yikatong.v1 import (
     access_pb2,
@@ -530,7 +530,7 @@ def invoke(*arguments: str | Path, ok: bool = True) -> str:
 
 def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("yikatong.core.certs_cli.OUT.print", lambda *a, **k: None)
+    monkeypatch.setattr("yikatong.core.access.certs_cli.OUT.print", lambda *a, **k: None)
     invoke("init")
     invoke("issue", "terminal:112233445566")
     invoke("issue", "server", "--dns", "localhost", "--ip", "127.0.0.1", "--out", "door")

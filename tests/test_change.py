@@ -12,10 +12,10 @@ from harness import START_S, Harness, make_tap
 
 from yikatong.core.change import Change, answered
 from yikatong.core.check import check
+from yikatong.core.day.windows import day_of, settlement_days
 from yikatong.core.errors import Damaged, DataError, InvalidRequest
 from yikatong.core.memory import EngineSettings
 from yikatong.core.types import ACCOUNT_FUNDING, NONE, Deny, DocumentKind, Flag, PostingKind, RecordKind, Result
-from yikatong.core.windows import day_of, settlement_days
 from yikatong.ext.engine import EngineFull
 from yikatong.v1 import account_service_pb2
 

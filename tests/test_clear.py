@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yikatong.core import limits
-from yikatong.core.clear import NO_OPERATOR, Terms, Window, chunks, clear_window, seconds_since_2000
-from yikatong.core.continuity import ROW, CardStates
+from yikatong.core.day.clear import NO_OPERATOR, Terms, Window, chunks, clear_window, seconds_since_2000
+from yikatong.core.day.continuity import ROW, CardStates
 from yikatong.core.rules.agreements import Agreement, CapAction, Fee, Per
 from yikatong.core.types import NONE, ClearingOutcome, Flag, RecordKind, Result
 from yikatong.v1 import clearing_service_pb2

@@ -18,7 +18,7 @@ from test_certificates import SERVER, City, Files, caller_files, terminal_uri, u
 
 from yikatong.clients.connection import FATES, Connection, Fate, call
 from yikatong.clients.terminal import Spool
-from yikatong.core.certificates import Authority, key_pem, new_key, read_certificates, write_pair
+from yikatong.core.access.certificates import Authority, key_pem, new_key, read_certificates, write_pair
 from yikatong.core.errors import FileFault
 from yikatong.core.keys.key_sets import KeySet
 from yikatong.v1 import (

@@ -10,10 +10,11 @@ import pytest
 from harness import ISSUER, KEY_SET, Harness, authorize_request, local_time_of, make_tap, submit_request
 from test_e_cards import CARD, OTHER, bind, cancel, deny, issue, revoke
 
-from yikatong.core import codes, device_proof, e_cards, limits, ride_code
-from yikatong.core.callers import parse_identity
+from yikatong.core import limits
+from yikatong.core.access.callers import parse_identity
+from yikatong.core.cards import codes, device_proof, e_cards, ride_code
+from yikatong.core.cards.codes import CodeChecker, Reserved, RideCodeRules
 from yikatong.core.change import Change
-from yikatong.core.codes import CodeChecker, Reserved, RideCodeRules
 from yikatong.core.errors import ConfigError
 from yikatong.core.keys.key_sets import KeySet
 from yikatong.core.keys.provider import KeyReference, Purpose

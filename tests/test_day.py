@@ -14,14 +14,14 @@ from yikatong.clients.bank import return_file
 from yikatong.clients.connection import Connection
 from yikatong.clients.embedded import EmbeddedServer
 from yikatong.core.check import check
+from yikatong.core.day.exceptions import get_exception
+from yikatong.core.day.reconcile import InstructionState
+from yikatong.core.day.settle import read_settlement_csv
+from yikatong.core.day.windows import WindowEvent
 from yikatong.core.errors import InvalidRequest, NotFound
-from yikatong.core.exceptions import get_exception
 from yikatong.core.keys import key_sets
 from yikatong.core.memory import EngineSettings
-from yikatong.core.reconcile import InstructionState
-from yikatong.core.settle import read_settlement_csv
 from yikatong.core.types import Result, WindowState
-from yikatong.core.windows import WindowEvent
 from yikatong.v1 import clearing_service_pb2, exception_service_pb2, reconciliation_service_pb2, settlement_service_pb2
 
 CLI = [sys.executable, "-m", "yikatong.core.cli"]
@@ -50,7 +50,7 @@ def test_settled_when_the_bank_has_paid_everything(city: City) -> None:
     assert city.state() is WindowState.CLEARED
     assert city.seal_window().result == Result.WINDOW_CLEARED
     (returned,) = [each for each in city.instructions() if each.state == InstructionState.RETURNED]
-    from yikatong.core.payments import reissue_instruction
+    from yikatong.core.day.payments import reissue_instruction
 
     again = reconciliation_service_pb2.ReissueInstructionRequest(
         request_id=city.request_id(), instruction_id=returned.instruction_id

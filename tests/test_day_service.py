@@ -14,8 +14,8 @@ from yikatong.clients.bank import return_file
 from yikatong.clients.connection import Connection
 from yikatong.clients.embedded import EmbeddedServer, ServerFailed
 from yikatong.core import sm2
+from yikatong.core.day.seal import verify_receipt
 from yikatong.core.keys.key_sets import KeySet
-from yikatong.core.seal import verify_receipt
 from yikatong.core.types import Result, WindowState
 from yikatong.v1 import clearing_service_pb2, reconciliation_service_pb2, settlement_service_pb2
 

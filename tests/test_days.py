@@ -16,8 +16,9 @@ from auditor import HEADER, RECORD, Record, Unsound, audit, payload_of, records_
 from days import CHECKPOINT_FAILPOINTS, COMMIT_FAILPOINTS, CUTS, LIMITS, PARTIES, Days, DaysFailed, in_memory, simulate
 from harness import limited
 
-from yikatong.core import authorizations, day, payments
-from yikatong.core.net import Net
+from yikatong.core.acquiring import authorizations
+from yikatong.core.day import day, payments
+from yikatong.core.day.net import Net
 from yikatong.v1 import authorization_service_pb2, clearing_service_pb2, exception_service_pb2, journal_pb2
 
 

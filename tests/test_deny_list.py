@@ -14,7 +14,7 @@ from yikatong.clients.connection import Connection
 from yikatong.clients.embedded import EmbeddedServer
 from yikatong.clients.terminal import Terminal
 from yikatong.core import limits
-from yikatong.core.deny_list import allow_card, deny_card, get_deny_list
+from yikatong.core.cards.deny_list import allow_card, deny_card, get_deny_list
 from yikatong.core.errors import InvalidRequest
 from yikatong.core.keys.key_sets import KeySet
 from yikatong.core.types import Result

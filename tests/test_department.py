@@ -21,9 +21,9 @@ from yikatong.clients.department import Department, Refused
 from yikatong.clients.embedded import EmbeddedServer
 from yikatong.clients.phone import Phone as ClientPhone
 from yikatong.clients.phone import Refused as PhoneRefused
-from yikatong.core import login
-from yikatong.core.assertions import AssertionWrong
-from yikatong.core.device_proof import message_of
+from yikatong.core.cards.device_proof import message_of
+from yikatong.core.identity import login
+from yikatong.core.identity.assertions import AssertionWrong
 from yikatong.core.keys import key_sets
 from yikatong.core.types import Result
 from yikatong.v1 import code_service_pb2, e_card_service_pb2

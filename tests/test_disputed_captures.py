@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from payments import Desk, request_id
 
-from yikatong.core import disputes
+from yikatong.core.day import disputes
 from yikatong.core.types import PostingKind, RecordKind, Result
 from yikatong.v1 import exception_service_pb2 as pb
 

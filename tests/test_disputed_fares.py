@@ -8,7 +8,7 @@ from harness import Harness
 from riders import COMPILED, RIDERS, draw_taps
 from test_late_taps import Run, arrivals, final_charges
 
-from yikatong.core.disputes import left_fen
+from yikatong.core.day.disputes import left_fen
 from yikatong.core.types import Flag, PostingKind, RecordKind
 
 

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yikatong.clients.connection import Connection
-from yikatong.core import card_state, commands, device_proof, e_cards, export, limits
+from yikatong.core import commands, export, limits
+from yikatong.core.cards import card_state, device_proof, e_cards
+from yikatong.core.cards.deny_list import get_deny_list
+from yikatong.core.cards.device_proof import activation_proof, make_proof, message_of, unwrap
 from yikatong.core.change import Change
 from yikatong.core.check import check
-from yikatong.core.deny_list import get_deny_list
-from yikatong.core.device_proof import activation_proof, make_proof, message_of, unwrap
 from yikatong.core.errors import InvalidRequest, NotFound
 from yikatong.core.keys.provider import KeyReference, KeyUnknown, Purpose, SealedDataWrong
 from yikatong.core.keys.software import SoftwareProvider

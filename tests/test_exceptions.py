@@ -18,17 +18,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from yikatong.clients.connection import Connection
-from yikatong.core import disputes, exceptions, files, limits, participant_files, payments, reconcile, settle, statement
-from yikatong.core.bank_file import BankEntry, BankStatus, bank_csv
+from yikatong.core import files, limits
 from yikatong.core.change import Change
 from yikatong.core.check import check
-from yikatong.core.disputes import DisputeEvent, DisputeState
+from yikatong.core.day import disputes, exceptions, participant_files, payments, reconcile, settle, statement
+from yikatong.core.day.bank_file import BankEntry, BankStatus, bank_csv
+from yikatong.core.day.disputes import DisputeEvent, DisputeState
+from yikatong.core.day.exceptions import AdjustmentEvent, AdjustmentState, ExceptionEvent, ExceptionState
+from yikatong.core.day.positions import Line, LineKind, Netted, Payee, Position
+from yikatong.core.day.tap_file import Taps, tap_csv
 from yikatong.core.errors import InvalidRequest, NotFound
-from yikatong.core.exceptions import AdjustmentEvent, AdjustmentState, ExceptionEvent, ExceptionState
 from yikatong.core.keys.key_sets import KeySet
 from yikatong.core.memory import EngineSettings
-from yikatong.core.positions import Line, LineKind, Netted, Payee, Position
-from yikatong.core.tap_file import Taps, tap_csv
 from yikatong.core.types import DocumentKind, PostingKind, RecordKind, Result
 from yikatong.v1 import clearing_service_pb2
 from yikatong.v1 import exception_service_pb2 as pb

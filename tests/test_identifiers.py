@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from people import citizen_number
 
-from yikatong.core import identifiers
-from yikatong.core.identifiers import (
+from yikatong.core.identity import identifiers
+from yikatong.core.identity.identifiers import (
     card_identifier_fault,
     citizen_number_fault,
     district_fault,

@@ -18,12 +18,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from identity_city import HRSS, LIBRARY, PURPOSE, Citizen, City, card_mac, make_provider, new_id
 
-from yikatong.core import codes, foreign_codes, identity, limits, lockout, portals, visibility
-from yikatong.core.callers import LOCAL, Caller, serving
-from yikatong.core.device_proof import message_of
+from yikatong.core import limits
+from yikatong.core.access import lockout
+from yikatong.core.access.callers import LOCAL, Caller, serving
+from yikatong.core.cards import codes
+from yikatong.core.cards.device_proof import message_of
 from yikatong.core.errors import ConfigError, InvalidRequest
-from yikatong.core.foreign_codes import Breaker, CodeRefused, CodeServiceUnavailable, ForeignCodes, HttpCodeService, ServiceEntry
-from yikatong.core.identity_service import Identity, IdentityOptions
+from yikatong.core.identity import foreign_codes, identity, portals, visibility
+from yikatong.core.identity.foreign_codes import (
+    Breaker,
+    CodeRefused,
+    CodeServiceUnavailable,
+    ForeignCodes,
+    HttpCodeService,
+    ServiceEntry,
+)
+from yikatong.core.identity.identity_service import Identity, IdentityOptions
 from yikatong.core.types import Deny, DocumentKind, Result
 from yikatong.v1 import access_pb2, code_service_pb2, journal_pb2
 from yikatong.v1 import identity_service_pb2 as pb

@@ -15,11 +15,12 @@ from people import citizen_number, new_id, person
 
 from yikatong.clients.connection import Connection
 from yikatong.clients.embedded import EmbeddedServer
-from yikatong.core import batches, issuance, persons
-from yikatong.core.callers import Caller
-from yikatong.core.card_life import State
+from yikatong.core.access.callers import Caller
+from yikatong.core.cards import batches, issuance
+from yikatong.core.cards.card_life import State
+from yikatong.core.cards.issuance import INSTANT_TRANSITIONS, TRANSITIONS, Event, Step
 from yikatong.core.errors import CommitFailed, InvalidRequest, NotFound
-from yikatong.core.issuance import INSTANT_TRANSITIONS, TRANSITIONS, Event, Step
+from yikatong.core.identity import persons
 from yikatong.core.types import Deny, DocumentKind, Result
 from yikatong.v1 import access_pb2, card_life_service_pb2, person_service_pb2
 from yikatong.v1 import issuance_service_pb2 as pb

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from yikatong.clients.chip import SimulatedChip, load_chip, return_load
 from yikatong.clients.connection import Connection
-from yikatong.core import commands, deny_list, disputes, limits, loads
-from yikatong.core.continuity import ROW, CardStates, Continuity, Mark
+from yikatong.core import commands, limits
+from yikatong.core.cards import deny_list, loads
+from yikatong.core.day import disputes
+from yikatong.core.day.continuity import ROW, CardStates, Continuity, Mark
 from yikatong.core.errors import InvalidRequest, NotFound
 from yikatong.core.keys import key_sets
 from yikatong.core.keys.life import Life

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from service_port import ServicePort, department
 
-from yikatong.core import limits, lockout
+from yikatong.core import limits
+from yikatong.core.access import lockout
 from yikatong.core.change import Change
 from yikatong.core.errors import InvalidRequest
 from yikatong.core.types import Result

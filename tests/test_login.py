@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from identity_city import APP, HRSS, LIBRARY, PURPOSE, Citizen, City, Phone, make_provider, new_id
 
 from yikatong.clients.assertions import Verifier
-from yikatong.core import assertions, limits, login
-from yikatong.core.assertions import LOGIN_TYPE
-from yikatong.core.callers import LOCAL, Caller
+from yikatong.core import limits
+from yikatong.core.access.callers import LOCAL, Caller
 from yikatong.core.errors import ConfigError, InvalidRequest
+from yikatong.core.identity import assertions, login
+from yikatong.core.identity.assertions import LOGIN_TYPE
+from yikatong.core.identity.login import Event, State
 from yikatong.core.keys.provider import KeyReference, Purpose
 from yikatong.core.keys.software import SoftwareProvider
-from yikatong.core.login import Event, State
 from yikatong.core.types import Deny, DocumentKind, Result
 from yikatong.v1 import access_pb2, journal_pb2
 from yikatong.v1 import identity_service_pb2 as pb

@@ -26,13 +26,14 @@ from joserfc.jwk import ECKey, KeySet
 
 from yikatong.clients.assertions import Verifier
 from yikatong.clients.embedded import EmbeddedServer, ServerFailed
-from yikatong.core import limits, login, portals
-from yikatong.core.assertions import ES256, ID_TOKEN_TYPE, SM2, Key
+from yikatong.core import limits
 from yikatong.core.config import Settings
-from yikatong.core.identity_service import Identity, IdentityOptions
+from yikatong.core.identity import login, portals
+from yikatong.core.identity.assertions import ES256, ID_TOKEN_TYPE, SM2, Key
+from yikatong.core.identity.identity_service import Identity, IdentityOptions
+from yikatong.core.identity.oidc import OidcPort
+from yikatong.core.identity.portals import Portal
 from yikatong.core.keys import p256
-from yikatong.core.oidc import OidcPort
-from yikatong.core.portals import Portal
 from yikatong.core.types import Deny, DocumentKind
 
 BACK = "https://library.example/login"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yikatong.core.paying import (
+from yikatong.core.acquiring.paying import (
     Part,
     Refusal,
     Room,

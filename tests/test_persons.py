@@ -10,10 +10,10 @@ from people import citizen_number, keys, new_id, person, provider
 
 from yikatong.clients.connection import Connection
 from yikatong.clients.embedded import EmbeddedServer
-from yikatong.core import persons
-from yikatong.core.callers import LOCAL, Caller
+from yikatong.core.access.callers import LOCAL, Caller
 from yikatong.core.change import Change
 from yikatong.core.errors import CommitFailed, InvalidRequest
+from yikatong.core.identity import persons
 from yikatong.core.keys.provider import KeyUnknown, SealedDataWrong
 from yikatong.core.keys.software import SoftwareProvider
 from yikatong.core.types import Deny, DocumentKind, Result
@@ -275,7 +275,7 @@ def test_erased_is_erased(desk: Desk) -> None:
 
 
 def test_a_full_disk_registers_nobody(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("yikatong.core.person_keys.os.pwrite", lambda *_: 10)
+    monkeypatch.setattr("yikatong.core.identity.person_keys.os.pwrite", lambda *_: 10)
     with pytest.raises(CommitFailed, match="person_keys"):
         desk.register(person(1))
     monkeypatch.undo()

@@ -18,7 +18,8 @@ from yikatong.clients.connection import Connection, call
 from yikatong.clients.embedded import EmbeddedServer, ServerFailed
 from yikatong.clients.gate import Gate
 from yikatong.clients.phone import NotReady, Phone, Refused, qr_code
-from yikatong.core import codes, limits, ride_code
+from yikatong.core import limits
+from yikatong.core.cards import codes, ride_code
 from yikatong.core.config import settings_table
 from yikatong.core.keys import key_sets
 from yikatong.core.keys.key_sets import KeySet

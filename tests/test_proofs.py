@@ -8,12 +8,13 @@ import pytest
 from harness import KEY_SET, make_tap
 from service_port import ServicePort, operator
 
-from yikatong.core import limits, lockout, proofs
-from yikatong.core.callers import parse_identity
+from yikatong.core import limits
+from yikatong.core.access import lockout, proofs
+from yikatong.core.access.callers import parse_identity
+from yikatong.core.access.oversight import method_of
+from yikatong.core.access.rate_limits import MethodClass, Rates, class_of
 from yikatong.core.errors import LockedOut
 from yikatong.core.metrics import methods_of_protos
-from yikatong.core.oversight import method_of
-from yikatong.core.rate_limits import MethodClass, Rates, class_of
 from yikatong.core.status import status_of
 from yikatong.core.types import DocumentKind, Result
 from yikatong.v1 import access_pb2, card_service_pb2, lockout_service_pb2, tap_service_pb2, terminal_service_pb2
@@ -119,7 +120,7 @@ def test_guesses_all_at_once_are_not_looked_at_all(port: ServicePort) -> None:
     name = f"yikatong.v1.{METHOD}"
 
     async def all_at_once() -> list[Any]:
-        from yikatong.core.callers import serving
+        from yikatong.core.access.callers import serving
 
         with serving(HALL):
             raw = [taps.request(CARD, right=False).SerializeToString() for _ in range(100)]

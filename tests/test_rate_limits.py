@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from service_port import ServicePort, department, operator
 
 from yikatong.core import limits
+from yikatong.core.access.oversight import method_of
+from yikatong.core.access.rate_limits import MethodClass, RateLimits, Rates, class_of
 from yikatong.core.errors import RateLimited
 from yikatong.core.metrics import methods_of_protos
-from yikatong.core.oversight import method_of
-from yikatong.core.rate_limits import MethodClass, RateLimits, Rates, class_of
 from yikatong.core.status import status_of
 from yikatong.v1 import tap_service_pb2
 

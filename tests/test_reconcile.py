@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yikatong.core import files, reconcile
-from yikatong.core.bank_file import BankEntry, BankStatus, bank_csv, read_bank_csv
+from yikatong.core import files
+from yikatong.core.day import reconcile
+from yikatong.core.day.bank_file import BankEntry, BankStatus, bank_csv, read_bank_csv
+from yikatong.core.day.reconcile import DifferenceKind, InstructionEvent, InstructionState, Known, OwnTaps
+from yikatong.core.day.settle import Instruction, instruction_id
+from yikatong.core.day.tap_file import Taps, read_tap_csv, tap_csv
 from yikatong.core.files import FileError
-from yikatong.core.reconcile import DifferenceKind, InstructionEvent, InstructionState, Known, OwnTaps
-from yikatong.core.settle import Instruction, instruction_id
-from yikatong.core.tap_file import Taps, read_tap_csv, tap_csv
 
 BOOKED_AT_US = 1_769_882_400_000_000  # 2026-02-01T02:00:00+08:00
 DUE_US = BOOKED_AT_US + 1_000_000

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from payments import RULES_TEXT
 from people import new_id
 
-from yikatong.core import authorizations, card_links, e_cards, issuance, merchants, persons, purses, replacement
-from yikatong.core.card_life import State
+from yikatong.core.acquiring import authorizations, merchants, purses
+from yikatong.core.cards import card_links, e_cards, issuance, replacement
+from yikatong.core.cards.card_life import State
+from yikatong.core.identity import persons
 from yikatong.core.rules.purse_rules import parse
 from yikatong.core.rules.source import Source
 from yikatong.core.types import Deny, DocumentKind, PostingKind, Result

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yikatong.core import limits
-from yikatong.core.ride_code import (
+from yikatong.core.cards.ride_code import (
     CERTIFICATE_BYTES,
     Checker,
     CodeMalformed,

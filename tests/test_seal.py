@@ -13,11 +13,10 @@ from gmssl import sm2 as gmssl_sm2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yikatong.core import merkle, sm2
-from yikatong.core.errors import ConfigError, InvalidRequest, NotFound
-from yikatong.core.journal import sm3
-from yikatong.core.positions import Line, LineKind, Position
-from yikatong.core.seal import (
+from yikatong.core import sm2
+from yikatong.core.day import merkle
+from yikatong.core.day.positions import Line, LineKind, Position
+from yikatong.core.day.seal import (
     NO_SEAL,
     ReceiptWrong,
     canonical,
@@ -28,8 +27,10 @@ from yikatong.core.seal import (
     verify_receipt,
     verify_seal,
 )  # fmt: skip
+from yikatong.core.day.windows import find_window
+from yikatong.core.errors import ConfigError, InvalidRequest, NotFound
+from yikatong.core.journal import sm3
 from yikatong.core.types import Result
-from yikatong.core.windows import find_window
 from yikatong.v1 import settlement_service_pb2
 
 PUBLIC = SEAL_KEY.public_key()
@@ -186,7 +187,7 @@ def test_seals_are_chained_and_journalled(sealed) -> None:
 
 
 def test_windows_are_sealed_in_order(tmp_path: Path) -> None:
-    from yikatong.core.windows import WindowEvent
+    from yikatong.core.day.windows import WindowEvent
 
     with City(tmp_path / "data") as city:
         for days in range(2):

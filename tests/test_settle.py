@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lxml import etree
 
-from yikatong.core import files, money, settle
+from yikatong.core import files, money
+from yikatong.core.day import settle
+from yikatong.core.day.positions import Line, LineKind, Netted, Payee, Position
 from yikatong.core.errors import DataError, InvalidRequest
 from yikatong.core.files import FileError
 from yikatong.core.journal import sm3
-from yikatong.core.positions import Line, LineKind, Netted, Payee, Position
 
 MADE_AT_US = 1_769_882_400_000_000  # 2026-02-01T02:00:00+08:00
 SPACES = {"p": settle.PAIN_NAMESPACE}
@@ -106,7 +107,7 @@ def test_written_again_it_is_the_same_and_other_content_is_not_overwritten(tmp_p
 KILLER = """
 import os, pathlib, signal, sys
 from tests_day import day, MADE_AT_US
-from yikatong.core import settle
+from yikatong.core.day import settle
 steps = int(sys.argv[2])
 def counted(real):
     def call(*arguments, **named):

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lxml import etree
 
-from yikatong.core import charts, statement
+from yikatong.core.day import charts, statement
+from yikatong.core.day.positions import Line, LineKind, Netted, Payee, Position
+from yikatong.core.day.reconcile import DifferenceKind, InstructionState
+from yikatong.core.day.settle import Instruction
+from yikatong.core.day.statement import Figures, Payment
 from yikatong.core.money import grouped_yuan
-from yikatong.core.positions import Line, LineKind, Netted, Payee, Position
-from yikatong.core.reconcile import DifferenceKind, InstructionState
-from yikatong.core.settle import Instruction
-from yikatong.core.statement import Figures, Payment
 
 MADE_AT_US = 1_769_882_400_000_000  # 2026-02-01T02:00:00+08:00
 HOSTILE = [

@@ -15,9 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from service_port import ServicePort, department, operator
 
-from yikatong.core import approvals, limits, lockout
+from yikatong.core import limits
+from yikatong.core.access import approvals, lockout
+from yikatong.core.access.rate_limits import Rates
 from yikatong.core.change import Change
 from yikatong.core.check import check
+from yikatong.core.day.seal import verify_receipt, verify_seal, verify_seals
 from yikatong.core.errors import Damaged, InvalidRequest, RateLimited
 from yikatong.core.export import backup
 from yikatong.core.journal import JournalReader
@@ -25,8 +28,6 @@ from yikatong.core.keys import key_sets
 from yikatong.core.keys.key_sets import KeySet
 from yikatong.core.keys.provider import KeyReference, Purpose, SealedDataWrong
 from yikatong.core.memory import EngineSettings
-from yikatong.core.rate_limits import Rates
-from yikatong.core.seal import verify_receipt, verify_seal, verify_seals
 from yikatong.core.store import DataDirectory
 from yikatong.core.types import Deny, DocumentKind, Result
 from yikatong.v1 import (

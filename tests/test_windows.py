@@ -16,14 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from yikatong.core import failpoints, limits
+from yikatong.core.acquiring.merchants import register_merchants
 from yikatong.core.change import Change
 from yikatong.core.check import check
+from yikatong.core.day.positions import FLOAT, LINES, LineKind
+from yikatong.core.day.windows import IN_THE_WAY, WindowEvent, after, day_of, prove_membership, settlement_days, windows_from
 from yikatong.core.errors import InvalidRequest, NotFound
 from yikatong.core.memory import EngineSettings
-from yikatong.core.merchants import register_merchants
-from yikatong.core.positions import FLOAT, LINES, LineKind
 from yikatong.core.types import ClearingOutcome, Deny, PostingKind, Result, WindowState
-from yikatong.core.windows import IN_THE_WAY, WindowEvent, after, day_of, prove_membership, settlement_days, windows_from
 from yikatong.v1 import clearing_service_pb2, merchant_service_pb2
 
 # ---- the life cycle ----
@@ -176,7 +176,7 @@ def test_two_dates_in_one_journal_value(city: City) -> None:
     """A group that a date is closed in the middle of."""
     city.decide([_submit(city.make())], [True])
     request = clearing_service_pb2.CloseWindowRequest(request_id=bytes(16), settlement_date=DATE)
-    from yikatong.core.day_changes import close_window
+    from yikatong.core.day.day_changes import close_window
 
     city.command(lambda memory, request, time_us: close_window(memory, request, time_us, has_records=True), request)
     city.decide([_submit(city.make())], [True])

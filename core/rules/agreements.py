@@ -43,8 +43,8 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from yikatong.core import limits
+from yikatong.core.day.positions import Payee
 from yikatong.core.errors import YikatongError
-from yikatong.core.positions import Payee
 from yikatong.core.rules.source import Fields, Source
 
 ACCOUNT_HOLDER: Final = r"float|fees|subsidy:[a-z0-9-]{1,32}|city:[0-9]{4}"

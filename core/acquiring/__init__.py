@@ -1,0 +1,1 @@
+"""Payments by acquirers: authorise, capture, refund, and the purses that pay."""

@@ -1,0 +1,1 @@
+"""A day: journal → clear → net → settle → reconcile → seal. day.py composes it."""
