@@ -1,6 +1,6 @@
 """A city in small: bus validators, metro gates and a museum tap over real gRPC, the server is killed without warning in the
-middle, and afterwards everything that was acknowledged is still there and the books balance. Then the day is settled:
-demo_day.py."""
+middle, and afterwards everything that was acknowledged is still there and the books balance. A person gets a card, loses it and
+gets another: demo_card.py. Then the day is settled: demo_day.py."""
 
 import random
 import tempfile
@@ -21,6 +21,7 @@ from rich.text import Text
 
 from yikatong.clients.card import SimulatedCard
 from yikatong.clients.connection import Connection, call
+from yikatong.clients.demo_card import card_chapter, make_issuer
 from yikatong.clients.demo_day import make_rules, settle_day, shop
 from yikatong.clients.embedded import EmbeddedServer
 from yikatong.clients.replay import operator_totals, result_name
@@ -92,6 +93,7 @@ class City:
         self.idle = list(self.cards)
         self.tallies = {operator: Tally() for operator, *_ in FLEET}
         self.acknowledged: list[tuple[Tap, Outcome, str]] = []
+        self.dates: set[int] = set()
         self.unanswered = 0
 
     def open(self, connection: Connection) -> None:
@@ -129,9 +131,16 @@ class City:
     def answered(self, terminal: Terminal, tap: Tap, outcome: Outcome) -> None:
         """The server has acknowledged a tap."""
         with self.lock:
-            tally = self.tallies[terminal.operator_id]
             if outcome.sequence and not outcome.duplicate:
                 self.acknowledged.append((tap, outcome, terminal.operator_id))
+        self.count(terminal.operator_id, outcome)
+
+    def count(self, operator_id: str, outcome: Outcome) -> None:
+        """Add an answer to its operator's."""
+        with self.lock:
+            tally = self.tallies[operator_id]
+            if outcome.settlement_date:
+                self.dates.add(outcome.settlement_date)
             if outcome.duplicate:
                 tally.duplicates += 1
             elif outcome.result in (result_pb2.RESULT_ACCEPTED, result_pb2.RESULT_DEBT_BOOKED):
@@ -264,8 +273,8 @@ def _expected(city: City) -> list[tuple[str, int, int]]:
 
 
 def _cleared(city: City, connection: Connection) -> list[tuple[str, int, int]]:
-    dates = {outcome.settlement_date for _, outcome, _ in city.acknowledged}
-    return operator_totals(connection, [clearing_service_pb2.GetOperatorTotalsRequest(settlement_date=date) for date in dates])
+    requests = [clearing_service_pb2.GetOperatorTotalsRequest(settlement_date=date) for date in city.dates]
+    return operator_totals(connection, requests)
 
 
 def run_demo(console: Console, seconds: float, seed: int | None, keep: Path | None = None) -> int:
@@ -321,8 +330,9 @@ def _run(console: Console, city: City, server: EmbeddedServer, data: Path, secon
 
     acknowledged, pending = len(city.acknowledged), sum(len(terminal.stored) for terminal in city.terminals)
     rules = make_rules(data, [operator for operator, *_ in FLEET])
+    issuer = make_issuer(data, data / "keys.toml")
     begun = time.monotonic()
-    server = EmbeddedServer(data, data / "keys.toml", *rules)
+    server = EmbeddedServer(data, data / "keys.toml", *rules, *issuer.arguments)
     console.print(f"restarted in {time.monotonic() - begun:.2f} s; {acknowledged:,} acknowledged, {pending} without an answer")
     try:
         with Connection(server.address) as connection:
@@ -344,6 +354,8 @@ def _run(console: Console, city: City, server: EmbeddedServer, data: Path, secon
                     for tap, outcome in terminal.upload(connection):
                         city.answered(terminal, tap, outcome)
                 live.update(_live(city, state))
+            for ride in card_chapter(console, connection, data, city.shopper.key_set, issuer, (FLEET[0][0], FLEET[2][0]), tell):
+                city.count(*ride)
             cleared = _cleared(city, connection)
             console.print(operator_table("Cleared per operator", cleared))
             tell(cleared == _expected(city), "the clearing equals what the terminals were answered, to the fen",

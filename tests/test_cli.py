@@ -290,6 +290,7 @@ def test_demo_holds_what_it_promises() -> None:
     for line in (
         "every case got its own answer", "nothing acknowledged was lost", "the clearing equals what the terminals were answered",
         "the books balance", "hash chain and every balance verified", "MAC_MISMATCH", "INSUFFICIENT_FUNDS", "UNKNOWN_CARD",
+        "bytes from the screen", "both at once", "CNY are there, to the fen", "denied liable",
     ):  # fmt: skip
         assert line in done.stdout
     assert "✗" not in done.stdout
