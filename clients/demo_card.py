@@ -21,14 +21,14 @@ from yikatong.clients.gate import Gate
 from yikatong.clients.phone import Phone, Refused, qr_code
 from yikatong.clients.tables import yuan
 from yikatong.clients.terminal import LOCAL_ZONE, Terminal
-from yikatong.core.card_life import State
+from yikatong.core.cards.card_life import State
+from yikatong.core.cards.issuance import PRODUCTION, Step
+from yikatong.core.cards.ride_code import make_certificate
 from yikatong.core.errors import YikatongError
-from yikatong.core.identifiers import citizen_check, social_card_check
-from yikatong.core.issuance import PRODUCTION, Step
+from yikatong.core.identity.identifiers import citizen_check, social_card_check
 from yikatong.core.keys import key_sets
 from yikatong.core.keys.key_sets import KeySet
 from yikatong.core.keys.provider import Purpose
-from yikatong.core.ride_code import make_certificate
 from yikatong.core.sm2 import PrivateKey, PublicKey
 from yikatong.core.types import Result, wire
 from yikatong.v1 import (
