@@ -395,7 +395,7 @@ class _Chapter:
         )
         self.accepted("a bus, by the new chip", self.hold_chip(new), BUS_FEN)
         self.step("a bus, by the old chip", self.hold_chip(self.chip), Result.CARD_DENIED)
-        self.step("the old e-card's ride code", self.show_code(self.ride_code()), Result.CARD_DENIED)
+        self.step("the old e-card's ride code", self.show_code(self.ride_code()), Result.DEVICE_REVOKED)
         topped = self.ask(
             self.connection.accounts.TopUp, account_service_pb2.TopUpRequest, card_number=CARD_NUMBER, amount_fen=100
         )
