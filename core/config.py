@@ -72,7 +72,10 @@ class Settings:
     )
     checkpoint_s: float = _setting(limits.CHECKPOINT_S, "time between checkpoints, seconds", 0.05, 86_400)
     checkpoint_records: int = _setting(
-        limits.CHECKPOINT_RECORDS, "records between checkpoints: bounds what a restart replays", 1, 100_000_000
+        limits.CHECKPOINT_RECORDS,
+        "records between checkpoints, under full load up to four times as many: bounds what a restart replays",
+        1,
+        100_000_000,
     )
     connection_age_s: float = _setting(
         limits.CONNECTION_AGE_S, "age at which connections of the tap port are asked to go, seconds; 0: never", 0, 30 * 86_400

@@ -157,6 +157,7 @@ class Core:
         self.journal, self._memory = self._open(progress)
         self._last_time_us = self.journal.last_time_us
         self._checkpoint_due = time.monotonic() + settings.checkpoint_s
+        self._checkpoint_rested = 0.0  # time.monotonic() before which records alone make none due
         self._observer.on_commit(0, 0.0, self.journal.next_sequence - 1)
         self._observer.on_checkpoint(self._memory.checkpoint_sequence, 0.0, self._memory.engine.imbalance_fen())
         self._enter(Phase.SERVING)
@@ -475,7 +476,9 @@ class Core:
             if since == 0:
                 self._checkpoint_due = time.monotonic() + self._settings.checkpoint_s
             return
-        if since >= self._settings.checkpoint_records or time.monotonic() >= self._checkpoint_due:
+        records = self._settings.checkpoint_records
+        rested = time.monotonic() >= self._checkpoint_rested or since >= limits.CHECKPOINT_DELAY_TIMES * records
+        if (since >= records and rested) or time.monotonic() >= self._checkpoint_due:
             self._checkpointing = True
             self._checkpoint_due = time.monotonic() + self._settings.checkpoint_s
             self._imbalance_fen = self._memory.engine.imbalance_fen()
@@ -500,7 +503,9 @@ class Core:
             log.log(level, "the checkpoint at sequence %d was not written: %s", photograph.sequence, error)
             self._settling.put((photograph, False))
         else:
-            self._observer.on_checkpoint(photograph.sequence, time.perf_counter() - begun, self._imbalance_fen)
+            seconds = time.perf_counter() - begun
+            self._checkpoint_rested = time.monotonic() + limits.CHECKPOINT_REST_TIMES * seconds
+            self._observer.on_checkpoint(photograph.sequence, seconds, self._imbalance_fen)
             self._settling.put((photograph, True))
 
     def _settle_checkpoint(self) -> None:
