@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-START_S = 15.0
+START_S = 60.0
 STOP_S = 10.0
 POLL_S = 0.1
 
@@ -73,7 +73,7 @@ class Prometheus:
         result = self.get("query", query=expression)["result"]
         return [Sample(element["metric"], float(element["value"][1])) for element in result]
 
-    def wait_for(self, expression: str, seconds: float = 15.0) -> list[Sample]:
+    def wait_for(self, expression: str, seconds: float = 60.0) -> list[Sample]:
         """Ask until the expression is not empty; the test fails if that takes longer than this."""
         deadline = time.monotonic() + seconds
         while not (samples := self.query(expression)):

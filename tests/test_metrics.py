@@ -569,12 +569,10 @@ def test_a_real_prometheus_scrapes_and_alerts() -> None:
     metrics.on_commit(0, 0.0, 0)
     metrics.on_checkpoint(0, 0.0, 0)
     metrics.on_phase(Phase.SERVING)
-    begun = time.monotonic()
     with (
         metrics.start_server("127.0.0.1", 0) as port,
         prometheus([f"127.0.0.1:{port.port}"], MONITORING / "alerts.yml") as server,
     ):
-        assert time.monotonic() - begun < 15
         server.wait_for('up{job="yikatong"} == 1')
         server.wait_for("yikatong_fraud_cases_total == 0")
         server.wait_for("absent(ALERTS)")
