@@ -89,7 +89,9 @@ def _gmssl(key: sm2.PrivateKey) -> gmssl_sm2.CryptSM2:
     public = base64.b64decode(b"".join(key.public_pem().splitlines()[1:-1]))[-64:].hex()
     der = base64.b64decode(b"".join(key.private_pem().splitlines()[1:-1]))
     at = der.index(b"\x02\x01\x01\x04\x20") + 5
-    return gmssl_sm2.CryptSM2(private_key=der[at : at + 32].hex(), public_key=public, asn1=True)
+    made = gmssl_sm2.CryptSM2(private_key=der[at : at + 32].hex(), public_key=public, asn1=True)
+    made.public_key = public  # it takes a leading 04 for the point's form, also where the number begins so
+    return made
 
 
 @settings(deadline=None)

@@ -119,7 +119,9 @@ def test_the_standards_example() -> None:
 
 
 def gmssl_of(key: Key) -> gmssl_sm2.CryptSM2:
-    return gmssl_sm2.CryptSM2(private_key=b32(key.private).hex(), public_key=key.point[1:].hex())
+    made = gmssl_sm2.CryptSM2(private_key=b32(key.private).hex(), public_key=key.point[1:].hex())
+    made.public_key = key.point[1:].hex()  # it takes a leading 04 for the point's form, also where the number begins so
+    return made
 
 
 @settings(max_examples=15, deadline=None)
