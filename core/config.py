@@ -2,7 +2,6 @@
 
 import ipaddress
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Final
 
 from yikatong.core import limits
 from yikatong.core.errors import ConfigError
+from yikatong.core.toml_file import read_toml
 
 ENVIRONMENT_PREFIX: Final = "YIKATONG_"
 PATHS: Final = frozenset(
@@ -169,12 +169,7 @@ def read_settings(file: Path | None, environment: Mapping[str, str] = os.environ
     kinds = {setting.name: type(setting.default) for setting in fields(Settings)}
     values: dict[str, Any] = {}
     if file is not None:
-        try:
-            document = tomllib.loads(file.read_text("utf-8"))
-        except OSError as error:
-            raise ConfigError(str(file), error.strerror or "cannot be read") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(str(file), f"is not TOML in UTF-8: {error}") from error
+        document = read_toml(file)
         for name, value in document.items():
             if name not in kinds:
                 raise ConfigError(f"{file}: {name}", "there is no such setting")

@@ -14,7 +14,6 @@ yk_are_own).
 Whoever calls without TLS (LOCAL) is the machine's own operator and is not checked."""
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from functools import cache
 from typing import Any, Final, NamedTuple
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
@@ -124,12 +123,6 @@ def owner_of(field: FieldDescriptor) -> int:
 def personal_level(field: FieldDescriptor) -> int:
     """How personal a field is (PersonalLevel); 0: not at all."""
     return int(field.GetOptions().Extensions[_PERSONAL])
-
-
-@cache
-def personal_fields(kind: Descriptor) -> tuple[Path, ...]:
-    """Paths to all personal fields of a message and those in it."""
-    return tuple(path for path in _paths(kind) if personal_level(path[-1]))
 
 
 def _is_of_district(field: FieldDescriptor) -> bool:

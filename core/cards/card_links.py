@@ -1,6 +1,6 @@
 """Which cards belong together: a card and its e-card, which are twins in the engine, and a card and the one that replaced it.
 
-The document CARD_LINK: kind of the link (1 byte) and a slot (4) → another slot (4)."""
+The document CARD_LINK: "h" and the slot of a card that was replaced (4 bytes) → slot of the one in its place (4)."""
 
 from typing import Final
 
@@ -9,16 +9,10 @@ from yikatong.core.memory import Memory
 from yikatong.core.types import DocumentKind
 
 _HEIR: Final = b"h"  # replaced card → the one that took its place
-_HEIR_OF: Final = b"r"  # and back
 
 
-def _get(memory: Memory, kind: bytes, slot: int) -> int | None:
-    value = memory.documents.get(DocumentKind.CARD_LINK, kind + slot.to_bytes(4, "big"))
-    return None if value is None else int.from_bytes(value, "big")
-
-
-def _put(change: Change, kind: bytes, slot: int, other: int) -> None:
-    change.put(DocumentKind.CARD_LINK, kind + slot.to_bytes(4, "big"), other.to_bytes(4, "big"))
+def _key(card: int) -> bytes:
+    return _HEIR + card.to_bytes(4, "big")
 
 
 def card_of(memory: Memory, slot: int) -> int:
@@ -29,25 +23,19 @@ def card_of(memory: Memory, slot: int) -> int:
 
 def replace(change: Change, old: int, new: int) -> None:
     """A card took another's place."""
-    _put(change, _HEIR, old, new)
-    _put(change, _HEIR_OF, new, old)
+    change.put(DocumentKind.CARD_LINK, _key(old), new.to_bytes(4, "big"))
 
 
 def heir_of(memory: Memory, card: int) -> int | None:
     """Slot of the card that replaced this one."""
-    return _get(memory, _HEIR, card)
-
-
-def replaced_by_heir(memory: Memory, card: int) -> int | None:
-    """Slot of the card that this one replaced."""
-    return _get(memory, _HEIR_OF, card)
+    value = memory.documents.get(DocumentKind.CARD_LINK, _key(card))
+    return None if value is None else int.from_bytes(value, "big")
 
 
 def heirs(memory: Memory, start: int, most: int) -> list[tuple[int, int]]:
     """Pairs of a replaced card and its heir, in order of the replaced one's slot from `start` on, at most `most`."""
     found: list[tuple[int, int]] = []
-    first = _HEIR + start.to_bytes(4, "big")
-    for key, value in memory.documents.scan(DocumentKind.CARD_LINK, first, bytes([_HEIR[0] + 1])):
+    for key, value in memory.documents.scan(DocumentKind.CARD_LINK, _key(start), bytes([_HEIR[0] + 1])):
         if len(found) == most:
             break
         found.append((int.from_bytes(key[1:], "big"), int.from_bytes(value, "big")))

@@ -328,11 +328,6 @@ class Checker:
             keys.popitem(last=False)
         keys[name] = key
 
-    def forget(self) -> None:
-        """Check everything anew from now on."""
-        self._issuers.clear()
-        self._users.clear()
-
 
 def _month(now_s: int) -> int:
     """YYYYMM in UTC+8."""

@@ -23,7 +23,6 @@ import json
 import re
 import secrets
 import time
-import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
@@ -33,6 +32,7 @@ from cryptography.hazmat.primitives import hmac as keyed
 
 from yikatong.core import limits
 from yikatong.core.errors import ConfigError, YikatongError
+from yikatong.core.toml_file import read_secret_toml
 
 SECRET_BYTES_MIN: Final = 32
 OK, REFUSED = "ok", "refused"
@@ -211,14 +211,7 @@ class ForeignCodes:
 
 def read(path: Path) -> list[ServiceEntry]:
     """The services of a file. Raises ConfigError naming the service and field; never shows a secret."""
-    try:
-        if path.stat().st_mode & 0o077:
-            raise ConfigError(str(path), "only its owner may be able to read it (chmod 600)")
-        document = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(str(path), error.strerror or "cannot be read") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), "is not TOML in UTF-8") from error
+    document = read_secret_toml(path)
     entries = document.get("code_service")
     if set(document) != {"code_service"} or not isinstance(entries, list):
         raise ConfigError(str(path), "some [[code_service]] and nothing else are wanted")

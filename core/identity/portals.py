@@ -16,7 +16,6 @@ A TOML file (setting `portals`):
 import hmac
 import re
 import secrets
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -27,6 +26,7 @@ from yikatong.core.errors import ConfigError, InvalidRequest
 from yikatong.core.identity.assertions import ES256, SM2, Key, key_of_pem
 from yikatong.core.identity.visibility import check_purpose, read_fields
 from yikatong.core.journal import sm3
+from yikatong.core.toml_file import read_toml
 
 SECRET_BYTES: Final = 32
 _ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -62,12 +62,7 @@ def new_secret() -> tuple[str, str]:
 
 def read(path: Path) -> dict[str, Portal]:
     """The portals of a file, by id. Raises ConfigError naming the portal and field."""
-    try:
-        document = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(str(path), error.strerror or "cannot be read") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), f"is not TOML in UTF-8: {error}") from error
+    document = read_toml(path)
     entries = document.get("portal")
     if set(document) != {"portal"} or not isinstance(entries, list) or not 1 <= len(entries) <= limits.PORTALS_MAX:
         raise ConfigError(str(path), f"1 to {limits.PORTALS_MAX} [[portal]] and nothing else are wanted")

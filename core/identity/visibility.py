@@ -4,7 +4,6 @@ A rule names a role, a caller's name, a purpose (`*`: any) and fields. What a ca
 fit give together, and without one nothing."""
 
 import re
-import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -13,6 +12,7 @@ import yikatong.core.rules
 from yikatong.core import limits
 from yikatong.core.access.callers import ROLES, Caller
 from yikatong.core.errors import ConfigError, InvalidRequest
+from yikatong.core.toml_file import read_toml
 from yikatong.v1 import identity_service_pb2
 
 FIELDS: Final = tuple(field.name for field in identity_service_pb2.ShownPerson.DESCRIPTOR.fields)
@@ -68,12 +68,7 @@ def shown(asked: Iterable[str], allowed: Sequence[str]) -> tuple[str, ...]:
 
 def read(path: Path = PACKAGE_FILE) -> Visibility:
     """The rules of a file. Raises ConfigError naming the rule and field."""
-    try:
-        document = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(str(path), error.strerror or "cannot be read") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), f"is not TOML in UTF-8: {error}") from error
+    document = read_toml(path)
     entries = document.get("rule")
     if set(document) != {"rule"} or not isinstance(entries, list):
         raise ConfigError(str(path), "some [[rule]] and nothing else is wanted")

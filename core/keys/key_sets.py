@@ -22,14 +22,14 @@ owner may be able to read it:
 """
 
 import secrets
-import tomllib
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from yikatong.core.errors import ConfigError
 from yikatong.core.keys.provider import ANY_ISSUER, OF_CARDS, SIGNING, KeyReference, Purpose, TapKey
 from yikatong.core.keys.signers import make_signer
 from yikatong.core.keys.software import HeldKey, SoftwareProvider
+from yikatong.core.toml_file import read_secret_toml
 from yikatong.ext import sm4
 from yikatong.ext.key_holder import KeyHolder
 
@@ -83,20 +83,9 @@ def _number(entry: dict[str, object], place: str, name: str, low: int, high: int
     return value
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_mode & 0o077:
-            raise ConfigError(str(path), "only its owner may be able to read it (chmod 600)")
-        return tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(str(path), error.strerror or "cannot be read") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), "is not TOML in UTF-8") from error
-
-
 def load(path: Path) -> list[KeySet]:
     """Key sets of a file. Raises ConfigError naming the entry and field; never shows a key."""
-    document = _read(path)
+    document = read_secret_toml(path)
     entries = document.get("tac")
     if not isinstance(entries, list) or not entries or not set(document) <= {"test", "tac", "key"}:
         raise ConfigError(str(path), "test = true, one or more [[tac]], some [[key]] and nothing else is wanted")
@@ -120,7 +109,7 @@ def load(path: Path) -> list[KeySet]:
 
 def is_for_tests(path: Path) -> bool:
     """Whether a file says that its keys are for tests."""
-    return _read(path).get("test") is True
+    return read_secret_toml(path).get("test") is True
 
 
 def load_provider(path: Path) -> SoftwareProvider:
@@ -128,7 +117,7 @@ def load_provider(path: Path) -> SoftwareProvider:
     keys: dict[KeyReference, bytes | HeldKey] = {
         each.tap_key().reference: HeldKey(KeyHolder.take(bytearray(each.master)), each.levels) for each in load(path)
     }
-    entries = _read(path).get("key", [])
+    entries = read_secret_toml(path).get("key", [])
     if not isinstance(entries, list):
         raise ConfigError(str(path), "[[key]] is wanted, not [key]")
     for i, entry in enumerate(entries):
