@@ -1,10 +1,13 @@
 """bench latency: AuthorizeTap on the tap port at half of the rate that it can do, open loop, latency counted from when each tap
 was due; without and with checkpoints under way.
 
-Baselines of the same run: the p50 of a bare durable commit (one record), and the same load without checkpoints."""
+Baselines of the same run: the p50 of a bare durable commit (one record); what the disk alone would give, if everything else took
+no time; and the same load without checkpoints."""
 
 import urllib.request
 from typing import Any
+
+import numpy as np
 
 from yikatong.bench.result import BenchResult, Progress, machine, median, timed
 from yikatong.bench.served import served
@@ -13,6 +16,7 @@ from yikatong.bench.unary import CONNECTIONS, STREAMS, load
 from yikatong.core.journal import RECORD_BYTES, Group, Journal
 from yikatong.core.store import DataDirectory
 
+GROUP_RECORDS = 64  # about what a commit holds at half load
 NO_CHECKPOINTS = ("--checkpoint-s", "86400", "--checkpoint-records", "10000000")
 
 
@@ -24,6 +28,21 @@ def bare_commit_p50_ms(folder: Any, commits: int = 200) -> float:
         return 1e3 * median(
             [timed(lambda: journal.append(Group(journal.next_sequence, 1, record, b"", 1))) for _ in range(commits)]
         )
+
+
+def disk_alone_p99_ms(folder: Any, records: int, seconds: float = 2.0) -> float:
+    """p99 of taps that come at any time and wait for nothing but the disk: for the rest of the commit that is under way, and for
+    their own, of `records` records each, one commit after the other."""
+    with DataDirectory(folder) as directory:
+        journal = Journal(directory.journal)
+        group = bytes(RECORD_BYTES) * records
+        took: list[float] = []
+        while len(took) < 2 or sum(took) < seconds:
+            took.append(timed(lambda: journal.append(Group(journal.next_sequence, records, group, b"", 1))))
+    ends = np.cumsum(took)
+    arrivals = np.linspace(0, ends[-2], 100_000, endpoint=False)
+    under_way = np.searchsorted(ends, arrivals, side="right")
+    return 1e3 * float(np.percentile(ends[under_way + 1] - arrivals, 99))
 
 
 def longest_turn_s(metrics_address: str) -> float:
@@ -46,6 +65,7 @@ def run(
     full_quiet: list[float] = []
     full_busy: list[float] = []
     commits: list[float] = []
+    disk_alone: list[float] = []
     used = 0
 
     def take(n: int) -> Any:
@@ -67,6 +87,7 @@ def run(
             for address, into in ((server.tap_address, full_quiet), (checkpointing.tap_address, full_busy)):
                 into.append(load(address, take(closed_taps)).latency.percentile_ms(99))
             commits.append(bare_commit_p50_ms(folder / f"commits-{i}"))
+            disk_alone.append(disk_alone_p99_ms(folder / f"disk-{i}", GROUP_RECORDS))
             progress("tapping at half load", i + 1, turns)
         turns_ms = [1e3 * longest_turn_s(each.metrics_address) for each in (server, checkpointing)]
     commit_ms = median(commits)
@@ -81,6 +102,12 @@ def run(
         {
             "name": "latency, p99 at half load", "value": median(p99), "unit": "ms", "baseline": "p50 of a bare durable commit",
             "baseline_value": commit_ms, "ratio": median(p99) / commit_ms, "conditions": conditions,
+            "p50_ms": median(p50), "p99_ms": median(p99),
+        },
+        {
+            "name": "latency, p99 at half load", "value": median(p99), "unit": "ms",
+            "baseline": "p99 of the disk alone: the rest of a commit, and the next", "baseline_value": median(disk_alone),
+            "ratio": median(p99) / median(disk_alone), "conditions": conditions | {"records_a_commit": GROUP_RECORDS},
             "p50_ms": median(p50), "p99_ms": median(p99),
         },
         {

@@ -57,6 +57,11 @@ class InFlight(Generic[Item]):
             self._taken = False
             self._changed.notify_all()
 
+    def is_empty(self) -> bool:
+        """Whether nothing is on its way; for the one who puts, it stays so until it puts."""
+        with self._changed:
+            return not self._items and not self._taken
+
     def join(self) -> None:
         """Wait until nothing is on its way."""
         with self._changed:

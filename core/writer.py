@@ -4,8 +4,9 @@ Two threads in a row, so that one group is decided while the one before it is on
 
     submit → [queue] → decide (taps, commands) → [in flight] → append to journal, answer
 
-A third writes checkpoints. If a group cannot be made durable nothing of it is acknowledged; what memory ran ahead of the disk
-is thrown away and rebuilt, and the core serves again once a probe has reached the disk."""
+A small group, when nothing is in flight, is committed where it was decided: handing it to the other thread would take longer
+than what it lets overlap. A third thread writes checkpoints. If a group cannot be made durable nothing of it is acknowledged;
+what memory ran ahead of the disk is thrown away and rebuilt, and the core serves again once a probe has reached the disk."""
 
 import contextlib
 import itertools
@@ -49,6 +50,7 @@ log = logging.getLogger(__name__)
 
 GATHER_SHARE: Final = 1 / 3  # of the last commit's time: how long the next may wait for more to go with it
 GATHER_S_MAX: Final = 0.003
+SMALL_RECORDS_MAX: Final = 128  # decided in a fraction of a commit's time: little would overlap
 REBUILD_PAUSE_S: Final = 1.0  # between two tries to reach a disk that takes no writes
 
 
@@ -372,13 +374,17 @@ class Core:
             work.error = Full(str(error))
 
     def _send(self, taken: list[Work], time_us: int) -> None:
-        """Hand the group to the journal's thread."""
+        """Hand the group to the journal's thread, or commit it here."""
         first_sequence, count, records, payloads = self._memory.engine.take_group()
         group = Group(first_sequence, count, records, payloads, time_us) if count else None
         works = list(taken)
         taken.clear()
         self._release(works)
-        self._in_flight.put(_Decided(group, works), count)
+        decided = _Decided(group, works)
+        if count <= SMALL_RECORDS_MAX and self._in_flight.is_empty():
+            self._commit([decided])  # the journal's thread has nothing to do, and gets nothing before this returns
+        else:
+            self._in_flight.put(decided, count)
 
     def _release(self, works: Iterable[Work]) -> None:
         with self._queue_lock:
@@ -418,7 +424,7 @@ class Core:
         self._enter(Phase.SERVING)
         log.info("rebuilt at sequence %d; serving again", self.journal.next_sequence - 1)
 
-    # ---- the journal's thread ----
+    # ---- the journal's thread, and the writer's for small groups; never both at once ----
 
     def _run_journal(self) -> None:
         """Whatever was decided while a commit was on its way to disk goes there together with the next one."""
