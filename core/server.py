@@ -24,7 +24,7 @@ from grpc_reflection.v1alpha._async import ReflectionServicer
 from yikatong.core import limits, tap_port
 from yikatong.core.access.rate_limits import Rates
 from yikatong.core.access.tls import Tls
-from yikatong.core.acquiring import authorizations
+from yikatong.core.acquiring import authorization
 from yikatong.core.cards import card_life, issuance, replacement
 from yikatong.core.cards.codes import RideCodeRules
 from yikatong.core.commands import Command
@@ -54,7 +54,7 @@ GIL_SWITCH_S: Final = 0.0005  # how long the loop waits for another thread's Pyt
 SWEEP_S: Final = 1.0
 US: Final = 1_000_000
 OVERDUE_SWEEPS: Final = 60  # sweeps from one count of overdue applications to the next
-SWEEPS: Final = (authorizations.expire_due, login.expire_due, card_life.lift_due, replacement.follow_heirs)
+SWEEPS: Final = (authorization.expire_due, login.expire_due, card_life.lift_due, replacement.follow_heirs)
 LAME_DUCK_S: Final = 0.5  # between NOT_SERVING and refusing new calls, so that balancers can turn away first
 OPTIONS: Final = [
     ("grpc.max_receive_message_length", limits.REQUEST_BYTES_MAX),

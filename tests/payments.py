@@ -7,7 +7,7 @@ from typing import Any
 
 from harness import Harness
 
-from yikatong.core.acquiring import authorizations, merchants, purses
+from yikatong.core.acquiring import authorization, authorizations, merchants, purses
 from yikatong.core.rules.purse_rules import PurseRules, parse
 from yikatong.core.rules.source import Source
 from yikatong.core.types import Result
@@ -126,7 +126,7 @@ class Desk:
 
     def sweep(self) -> None:
         """What the server does once a second."""
-        while authorizations.expire_due(self.core.memory, self.core.now_us):
+        while authorization.expire_due(self.core.memory, self.core.now_us):
             pass
         self.core.take()
         self.core.commit()

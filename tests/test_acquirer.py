@@ -18,7 +18,7 @@ from yikatong.clients.acquirer import METHODS, Acquirer, AnswerUnknown, Failed, 
 from yikatong.clients.connection import Connection, call
 from yikatong.clients.embedded import EmbeddedServer
 from yikatong.core.acquiring import authorizations
-from yikatong.core.acquiring.authorizations import State
+from yikatong.core.acquiring.authorization import State
 from yikatong.core.errors import InvalidRequest, NotFound
 from yikatong.core.keys.key_sets import KeySet
 from yikatong.core.types import Result

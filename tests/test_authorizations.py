@@ -10,8 +10,8 @@ from harness import CHINA, START_S
 from payments import ACQUIRER, MERCHANTS, OTHER_ACQUIRER, Desk, request_id
 
 from yikatong.core import limits
-from yikatong.core.acquiring import authorizations
-from yikatong.core.acquiring.authorizations import OPEN, TRANSITIONS, Event, State
+from yikatong.core.acquiring import authorization, authorizations
+from yikatong.core.acquiring.authorization import OPEN, TRANSITIONS, Event, State
 from yikatong.core.errors import InvalidRequest, NotFound
 from yikatong.core.types import Deny, PostingKind, RecordKind, Result
 from yikatong.v1 import authorization_service_pb2 as pb
@@ -443,7 +443,7 @@ def test_the_sweep_is_bounded_and_goes_on(desk: Desk, monkeypatch: pytest.Monkey
         desk.authorize(f"a{at}", 10, timeout=60 + at)
     desk.core.pass_time(66)
     memory, now_us = desk.core.memory, desk.core.now_us
-    assert [authorizations.expire_due(memory, now_us) for _ in range(4)] == [3, 3, 1, 0]
+    assert [authorization.expire_due(memory, now_us) for _ in range(4)] == [3, 3, 1, 0]
     desk.core.take()
     desk.core.commit()
     assert desk.available_fen("100") == 990

@@ -6,7 +6,7 @@ from enum import IntEnum
 from typing import Any, Final
 
 from yikatong.core import limits, types
-from yikatong.core.acquiring.authorizations import captured_leg, give_back
+from yikatong.core.acquiring.authorization import captured_leg, give_back
 from yikatong.core.acquiring.purses import closed_funder
 from yikatong.core.change import Change, answered
 from yikatong.core.day.exceptions import check_actor, check_text, note
