@@ -3,18 +3,14 @@
 No label holds a card, a person, a terminal, or any text that a caller can choose: each has a set of values that is
 known when the process starts, or that a byte bounds. What falls outside its set is counted as unknown, not dropped."""
 
-import contextlib
 import importlib
 import importlib.metadata
 import logging
 import pkgutil
-import socket
-import socketserver
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +22,6 @@ from prometheus_client import (
     GCCollector,
     Histogram,
     Info,
-    MetricsHandler,
     PlatformCollector,
     ProcessCollector,
     disable_created_metrics,
@@ -37,7 +32,6 @@ from prometheus_client.registry import Collector
 import yikatong.v1
 from yikatong.core import limits
 from yikatong.core.access.rate_limits import MethodClass
-from yikatong.core.errors import ConfigError
 from yikatong.core.late import Corrections
 from yikatong.core.rules.card_rules import STEPS
 from yikatong.core.rules.fares import Outcome
@@ -554,82 +548,9 @@ class Metrics(Observer):
         checkpoint = self._checkpoint_sequence
         return self._journal_sequence - checkpoint
 
-    # ---- the port ----
-
-    def start_server(self, host: str, port: int) -> "MetricsServer":
-        """Serve /metrics at this address, from a thread of its own; port 0 takes a free one. Raises ConfigError
-        (metrics_port) when the address cannot be had."""
-        return MetricsServer(self.registry, host, port)
-
 
 def _version() -> str:
     try:
         return importlib.metadata.version("yikatong")
     except importlib.metadata.PackageNotFoundError:
         return "unknown"  # run from a source tree that was never installed
-
-
-class MetricsServer:
-    """The metrics port: plain HTTP, one path. `port` is the one that was bound."""
-
-    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
-        handler = type("Handler", (_Handler,), {"registry": registry})
-        try:
-            if not 0 <= port <= 65_535:
-                raise OverflowError("a port is 0 to 65535")  # getaddrinfo would take what is left of 16 bits
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-            family, _, _, _, address = found[0]
-            self._server = _Server(family, address, handler)
-        except (OSError, OverflowError, UnicodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise ConfigError("metrics_port", f"cannot listen on {_address(host, port)}: {reason}") from error
-        self.host = host
-        self.port: int = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="metrics", daemon=True)
-        self._thread.start()
-
-    @property
-    def url(self) -> str:
-        """Where the metrics are."""
-        return f"http://{_address(self.host, self.port)}/metrics"
-
-    def close(self) -> None:
-        """Stop listening; the port is free afterwards. Closing again does nothing."""
-        if self._thread.is_alive():
-            self._server.shutdown()
-            self._thread.join()
-        self._server.server_close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.close()
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-class _Server(socketserver.ThreadingTCPServer):
-    # Not http.server's: that one asks the name service who it is before it listens, and may wait for long.
-    allow_reuse_address = True  # a restart need not wait for the kernel to forget old connections
-    daemon_threads = True
-
-    def __init__(self, family: int, address: Any, handler: type[MetricsHandler]) -> None:
-        self.address_family = family
-        super().__init__(address, handler)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        log.warning("a scrape was not answered", exc_info=True)
-
-
-class _Handler(MetricsHandler):
-    timeout = 10.0  # a client that says nothing keeps its thread no longer than this
-
-    def do_GET(self) -> None:
-        if self.path.partition("?")[0] != "/metrics":
-            self.send_error(404, "The metrics are at /metrics")
-            return
-        with contextlib.suppress(ConnectionError):  # who asked has gone
-            super().do_GET()

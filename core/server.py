@@ -38,6 +38,7 @@ from yikatong.core.keys.provider import TapKey
 from yikatong.core.keys.source import KeySource
 from yikatong.core.memory import EngineSettings, Progress
 from yikatong.core.metrics import Metrics
+from yikatong.core.metrics_port import MetricsServer
 from yikatong.core.rules import card_rules, purse_rules
 from yikatong.core.rules.card_rules import CardRules
 from yikatong.core.rules.purse_rules import PurseRules
@@ -214,7 +215,7 @@ class Server:
                 self.service_port = self._grpc.add_secure_port(address, tls.credentials())
         except RuntimeError as error:
             raise ConfigError("service_port", f"cannot listen on {address}") from error
-        self._metrics_server = self.metrics.start_server(settings.host, settings.metrics_port)
+        self._metrics_server = MetricsServer(self.metrics.registry, settings.host, settings.metrics_port)
         self.metrics_port = self._metrics_server.port
         if tap_port.available():
             self._taps = await TapPort.listen(self.core, self.metrics, settings, self.service_port, service, tls)

@@ -28,6 +28,7 @@ from yikatong.core.errors import ConfigError
 from yikatong.core.keys.key_sets import KeySet
 from yikatong.core.late import Corrections
 from yikatong.core.metrics import CODES, KINDS, Metrics
+from yikatong.core.metrics_port import MetricsServer
 from yikatong.core.rules.card_rules import STEPS
 from yikatong.core.types import Result
 from yikatong.core.writer import Phase
@@ -424,7 +425,7 @@ def fetch(url: str) -> str:
 
 
 def test_the_port_serves_metrics_and_nothing_else(metrics: Metrics) -> None:
-    with metrics.start_server("127.0.0.1", 0) as server:
+    with MetricsServer(metrics.registry, "127.0.0.1", 0) as server:
         assert server.port > 0
         assert server.url == f"http://127.0.0.1:{server.port}/metrics"
         assert "yikatong_serving 0.0" in fetch(server.url)
@@ -438,9 +439,9 @@ def test_the_port_serves_metrics_and_nothing_else(metrics: Metrics) -> None:
 
 
 def test_a_port_in_use_is_named(metrics: Metrics) -> None:
-    with metrics.start_server("127.0.0.1", 0) as first:
+    with MetricsServer(metrics.registry, "127.0.0.1", 0) as first:
         with pytest.raises(ConfigError, match=rf"metrics_port: .*127\.0\.0\.1:{first.port}.* in use") as error:
-            Metrics().start_server("127.0.0.1", first.port)
+            MetricsServer(Metrics().registry, "127.0.0.1", first.port)
         assert error.value.key == "metrics_port"
         assert "yikatong_serving" in fetch(first.url)
 
@@ -450,23 +451,23 @@ def test_a_port_in_use_is_named(metrics: Metrics) -> None:
 )
 def test_an_address_that_cannot_be_had_is_named(metrics: Metrics, host: str, port: int) -> None:
     with pytest.raises(ConfigError, match=re.escape(f"metrics_port: cannot listen on {host}:{port}: ")):
-        metrics.start_server(host, port)
+        MetricsServer(metrics.registry, host, port)
 
 
 def test_after_close_the_port_is_free(metrics: Metrics) -> None:
-    server = metrics.start_server("127.0.0.1", 0)
+    server = MetricsServer(metrics.registry, "127.0.0.1", 0)
     with socket.create_connection(("127.0.0.1", server.port)):  # one that never says anything
         fetch(server.url)
         server.close()
     server.close()
     with pytest.raises(OSError, match="refused"):
         fetch(server.url)
-    with metrics.start_server("127.0.0.1", server.port) as again:
+    with MetricsServer(metrics.registry, "127.0.0.1", server.port) as again:
         assert again.port == server.port
 
 
 def test_clients_that_hang_up_or_talk_nonsense_do_no_harm(metrics: Metrics) -> None:
-    with metrics.start_server("127.0.0.1", 0) as server:
+    with MetricsServer(metrics.registry, "127.0.0.1", 0) as server:
         for message in (
             b"",
             b"\x16\x03\x01\x02\x00",
@@ -570,7 +571,7 @@ def test_a_real_prometheus_scrapes_and_alerts() -> None:
     metrics.on_checkpoint(0, 0.0, 0)
     metrics.on_phase(Phase.SERVING)
     with (
-        metrics.start_server("127.0.0.1", 0) as port,
+        MetricsServer(metrics.registry, "127.0.0.1", 0) as port,
         prometheus([f"127.0.0.1:{port.port}"], MONITORING / "alerts.yml") as server,
     ):
         server.wait_for('up{job="yikatong"} == 1')
