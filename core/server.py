@@ -43,6 +43,7 @@ from yikatong.core.rules import card_rules, purse_rules
 from yikatong.core.rules.card_rules import CardRules
 from yikatong.core.rules.purse_rules import PurseRules
 from yikatong.core.service import SERVICES, Service, deliver_to
+from yikatong.core.services.host import HostOptions
 from yikatong.core.store import DataDirectory
 from yikatong.core.tap import TapRules
 from yikatong.core.tap_port import TapPort
@@ -188,20 +189,17 @@ class Server:
             settings.ride_code_certificate, settings.ride_code_authority, settings.ride_code_hours,
             settings.ride_code_limit_fen, self._keys.provider,
         )  # fmt: skip
-        service = Service(
-            self.core,
-            self.metrics,
-            self._purse_rules,
-            day_rules,
-            self._keys.provider,
-            tls=tls,
+        options = HostOptions(
+            purse_rules=self._purse_rules,
+            day_rules=day_rules,
+            card_rules=self._card_rules,
             settlement_bank=settings.settlement_bank,
             e_card_devices_max=settings.e_card_devices_max,
             ride_code_rules=ride_codes,
+            identity=identity,
             rates=Rates(settings.rate_general_per_s, settings.rate_personal_per_s, settings.rate_proof_per_s),
-            card_rules=self._card_rules,
-            identity_options=identity,
         )
+        service = Service(self.core, self.metrics, self._keys.provider, options, tls=tls)
         self._grpc.add_generic_rpc_handlers(service.handlers())
         self._identity = service.identity
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)

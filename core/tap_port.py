@@ -20,8 +20,9 @@ from yikatong.core.access.certificates import identity_of_der
 from yikatong.core.access.tls import Tls
 from yikatong.core.config import Settings
 from yikatong.core.errors import ConfigError, Forbidden, NotFound, Overloaded, Unauthenticated, Unavailable, YikatongError
+from yikatong.core.messages import parse
 from yikatong.core.metrics import Metrics
-from yikatong.core.service import SERVICES, Service, parse
+from yikatong.core.service import SERVICES, Service
 from yikatong.core.status import status_of
 from yikatong.core.tap import DECODE_ERRORS, decode_error
 from yikatong.core.writer import Core, Work

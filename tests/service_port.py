@@ -16,6 +16,7 @@ from yikatong.core.keys import key_sets
 from yikatong.core.keys.software import SoftwareProvider
 from yikatong.core.metrics import Metrics
 from yikatong.core.service import Service, deliver_to
+from yikatong.core.services.host import HostOptions
 from yikatong.core.store import DataDirectory
 from yikatong.core.writer import Core, CoreSettings, Work
 
@@ -43,7 +44,7 @@ class ServicePort:
         self.service: Service = self._run(self._make(rates))
 
     async def _make(self, rates: Rates | None) -> Service:
-        return Service(self.core, self.metrics, provider=self.provider, rates=rates)
+        return Service(self.core, self.metrics, self.provider, HostOptions(rates=rates))
 
     def _run(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)

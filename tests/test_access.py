@@ -27,7 +27,8 @@ from yikatong.core.access.access import (
 )
 from yikatong.core.access.callers import LOCAL, ROLES, Caller
 from yikatong.core.errors import Forbidden, InvalidRequest, NotFound
-from yikatong.core.service import DESCRIPTORS, RESOLVERS
+from yikatong.core.service import DESCRIPTORS
+from yikatong.core.services.resolvers import RESOLVERS
 from yikatong.v1 import (
     account_service_pb2,
     authorization_service_pb2,

@@ -17,7 +17,7 @@ from yikatong.core.day.tap_file import Taps, tap_csv
 from yikatong.core.errors import Forbidden
 from yikatong.core.keys import key_sets
 from yikatong.core.keys.key_sets import KeySet
-from yikatong.core.service import _may_fetch
+from yikatong.core.services.settlement import may_fetch
 from yikatong.core.types import Result
 from yikatong.v1 import exception_service_pb2
 
@@ -182,8 +182,8 @@ def test_which_settlement_files_are_whose() -> None:
     }  # fmt: skip
     callers = {"bus": BUS, "tram": TRAM, "bank": Caller(access.BANK, "icbc")}
     for name, wanted in names.items():
-        assert {who for who, caller in callers.items() if _may_fetch(caller, name)} == wanted, name
-        assert _may_fetch(LOCAL, name)
+        assert {who for who, caller in callers.items() if may_fetch(caller, name)} == wanted, name
+        assert may_fetch(LOCAL, name)
 
 
 def test_no_bank_is_the_settlement_bank_unless_named(port: ServicePort) -> None:

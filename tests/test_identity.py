@@ -436,13 +436,13 @@ def test_each_kind_of_code_is_asked_of_its_own_service_and_shown_as_may_be(city:
             return city.core.ask(lambda memory, _, time_us: work.command(memory, time_us), None)
 
         served_here = Identity(city.provider, IdentityOptions(foreign=ForeignCodes(services)), submit)
-        methods = served_here.methods()
+        methods = {"ResolveCode": served_here.resolve_code, "VerifyIdentity": served_here.verify_identity}
 
         async def ask(code: str, caller: Caller = HRSS, method: str = "ResolveCode", **more: Any) -> Any:
-            kind, answer = getattr(pb, f"{method}Request"), getattr(pb, f"{method}Response")
+            kind = getattr(pb, f"{method}Request")
             request = kind(**({"request_id": new_id(), "code": code} | PURPOSE | more))
             with serving(caller):
-                return answer.FromString(await methods[method](request.SerializeToString(), None))
+                return await methods[method](request, None)
 
         for kind in KINDS:
             answer = await ask(f"{kind}/1")

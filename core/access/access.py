@@ -17,14 +17,14 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
-from google.protobuf.message import DecodeError, Message
-from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.message import Message
 
 from yikatong.core.access.callers import LOCAL, ROLE_NAMES, Caller
 from yikatong.core.acquiring.merchants import ACQUIRER_PREFIX
-from yikatong.core.errors import Forbidden, InvalidRequest, NotFound
+from yikatong.core.errors import Forbidden, NotFound
 from yikatong.core.identity.identifiers import is_within
 from yikatong.core.memory import OPERATOR_PREFIX, Memory
+from yikatong.core.messages import parse
 from yikatong.v1 import access_pb2
 
 OWN, DISTRICT, ALL = access_pb2.SCOPE_OWN, access_pb2.SCOPE_DISTRICT, access_pb2.SCOPE_ALL
@@ -66,6 +66,8 @@ OTHER_CHECKS: Final[Mapping[tuple[str, int], str]] = {
 Path = tuple[FieldDescriptor, ...]
 DistrictOfCard = Callable[[Memory, str], str | None]
 """The district (GB/T 2260) of a card's person; None where nobody knows."""
+Resolver = Callable[[Memory, Any], "Resolved"]
+"""What is behind the ids in a request."""
 
 
 class Rule(NamedTuple):
@@ -213,7 +215,7 @@ class Access:
         rules: Iterable[Rule],
         ask: Callable[[Callable[[Memory], Any]], Awaitable[Any]],
         district_of_card: DistrictOfCard = lambda memory, card_number: None,
-        resolvers: Mapping[str, Callable[[Memory, Any], "Resolved"]] | None = None,
+        resolvers: Mapping[str, Resolver] | None = None,
     ) -> None:
         self.rules = {(rule.method.containing_service.full_name, rule.method.name): rule for rule in rules}
         self._ask = ask
@@ -249,7 +251,7 @@ class Access:
         is_own = scope != OWN or elsewhere
         is_near = not caller.district or (scope == DISTRICT and elsewhere and rule.name not in self._resolvers)
         if not (is_own and is_near) or rule.name in self._resolvers:
-            message = _parse(rule.method.input_type, request)
+            message = parse(rule.method.input_type, request)
             resolved = await self._resolve(rule, message, caller)
             is_own = is_own or self._is_own(rule, message, caller)
             is_near = is_near or await self._is_near(rule.request_districts, message, caller, resolved)
@@ -258,7 +260,7 @@ class Access:
         if not rule.only_reads:
             raise self._refusal(rule, caller, is_own)
         try:
-            answer = _parse(rule.method.output_type, await serve())
+            answer: Message = parse(rule.method.output_type, await serve())
         except NotFound:
             raise self._refusal(rule, caller, is_own) from None  # as if it were somebody else's
         if not is_own:
@@ -334,11 +336,3 @@ class Resolved(NamedTuple):
 
     owners: tuple[str, ...] = ()
     card_number: str = ""
-
-
-def _parse(kind: Descriptor, raw: bytes) -> Message:
-    try:
-        message: Message = GetMessageClass(kind).FromString(raw)
-    except DecodeError as error:
-        raise InvalidRequest("request", "is not protobuf") from error
-    return message

@@ -8,7 +8,7 @@ both (`same_actor`)."""
 from typing import Any, Final, NamedTuple
 
 from google.protobuf.descriptor import MethodDescriptor
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from yikatong.core import limits
@@ -20,6 +20,7 @@ from yikatong.core.errors import ConfigError, Damaged, InvalidRequest
 from yikatong.core.journal import sm3
 from yikatong.core.keys.provider import KeyProvider, KeyReference, Purpose
 from yikatong.core.memory import Memory
+from yikatong.core.messages import parse
 from yikatong.core.paging import kept, key_of, page
 from yikatong.core.types import DocumentKind, Result, wire
 from yikatong.v1 import access_pb2, approval_service_pb2, journal_pb2
@@ -53,10 +54,7 @@ def propose(provider: KeyProvider | None, method: MethodDescriptor, request: byt
     """Seal a request for `hold`. Raises InvalidRequest, or ConfigError without keys to seal it by."""
     if provider is None:
         raise ConfigError("keys", f"{method.name} waits for a second operator, sealed: it needs a key file")
-    try:
-        message: Any = GetMessageClass(method.input_type).FromString(request)
-    except DecodeError as error:
-        raise InvalidRequest("request", "is not protobuf") from error
+    message = parse(method.input_type, request)
     if len(message.request_id) != REQUEST_ID_BYTES:
         raise InvalidRequest("request_id", f"{REQUEST_ID_BYTES} bytes are wanted")
     name = f"{method.containing_service.full_name}/{method.name}"

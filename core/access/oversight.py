@@ -9,7 +9,6 @@ from typing import Any
 
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import MethodDescriptor
-from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from yikatong.core.access import approvals, audit
@@ -17,9 +16,10 @@ from yikatong.core.access.callers import Caller, current, serving
 from yikatong.core.access.personal import may_show, shown_by_subject
 from yikatong.core.access.proofs import Proofs, keys_of, results_in
 from yikatong.core.access.rate_limits import MethodClass, RateLimits, Rates, class_of
-from yikatong.core.errors import InvalidRequest, LockedOut
+from yikatong.core.errors import LockedOut
 from yikatong.core.keys.provider import KeyProvider
 from yikatong.core.memory import Memory
+from yikatong.core.messages import parse
 from yikatong.core.metrics import Metrics
 from yikatong.core.types import Result, wire
 from yikatong.v1 import approval_service_pb2
@@ -111,15 +111,15 @@ class Oversight:
         """Run a method where its caller may, and note what its answer shows before it is let out."""
         since = self._next_sequence()
         if rule.noted and rule.has_purpose and rule.writes:
-            self._check_purpose(self._parse(rule.descriptor.input_type, request))
+            self._check_purpose(parse(rule.descriptor.input_type, request))
         if rule.class_ is MethodClass.PROOF:
             answer = await self._proved(rule, name, request, caller, run)
         else:
             answer = await self._guard(name, caller, request, run)
         if not rule.noted:
             return answer
-        asked = self._parse(rule.descriptor.input_type, request)
-        shown = shown_by_subject(self._parse(rule.descriptor.output_type, answer), asked)
+        asked = parse(rule.descriptor.input_type, request)
+        shown = shown_by_subject(parse(rule.descriptor.output_type, answer), asked)
         if not shown:
             return answer
         if rule.has_purpose:
@@ -135,21 +135,12 @@ class Oversight:
         return answer
 
     @staticmethod
-    def _parse(descriptor: Any, raw: bytes) -> Any:
-        """Raises InvalidRequest."""
-        try:
-            message: Message = GetMessageClass(descriptor).FromString(raw)
-        except DecodeError as error:
-            raise InvalidRequest("request", "is not protobuf") from error
-        return message
-
-    @staticmethod
     def _check_purpose(asked: Any) -> None:
         audit.check_purpose(asked.purpose, getattr(asked, "legal_basis", ""))
 
     async def _proved(self, rule: _Rule, name: str, request: bytes, caller: Caller, run: Callable[[], Awaitable[bytes]]) -> bytes:
         """Run a method that takes a secret, unless whom it is about is locked out, and count what the secret came to."""
-        keys = keys_of(self._parse(rule.descriptor.input_type, request), caller)
+        keys = keys_of(parse(rule.descriptor.input_type, request), caller)
         async with self._proofs.one_at_a_time(keys):
             try:
                 await self._proofs.check(keys)
@@ -160,7 +151,7 @@ class Oversight:
                 refusal: Any = GetMessageClass(rule.descriptor.output_type)(result=wire(Result.LOCKED_OUT))
                 return bytes(refusal.SerializeToString())
             answer = await self._guard(name, caller, request, run)
-            response = self._parse(rule.descriptor.output_type, answer)
+            response = parse(rule.descriptor.output_type, answer)
             results = list(results_in(response))
             if not getattr(response, "duplicate", False):  # a request that comes again is no other guess
                 await self._proofs.count(keys, results)
@@ -170,27 +161,30 @@ class Oversight:
 
     # ---- ApprovalService, as far as it is not a command alone ----
 
-    async def get_approval(self, request: bytes, deadline: float | None) -> bytes:
+    async def get_approval(
+        self, request: approval_service_pb2.GetApprovalRequest, deadline: float | None
+    ) -> approval_service_pb2.GetApprovalResponse:
         """ApprovalService.GetApproval."""
-        message = self._parse(approval_service_pb2.GetApprovalRequest.DESCRIPTOR, request)
-        response: Message = await self._ask(
-            lambda memory, _: approvals.get_approval(memory, message, self._provider, method_of), deadline
+        response: approval_service_pb2.GetApprovalResponse = await self._ask(
+            lambda memory, _: approvals.get_approval(memory, request, self._provider, method_of), deadline
         )
-        return response.SerializeToString()
+        return response
 
-    async def approve(self, request: bytes, deadline: float | None) -> bytes:
+    async def approve(
+        self, request: approval_service_pb2.ApproveRequestRequest, deadline: float | None
+    ) -> approval_service_pb2.ApproveRequestResponse:
         """ApprovalService.ApproveRequest."""
-        message, caller = self._parse(approval_service_pb2.ApproveRequestRequest.DESCRIPTOR, request), current()
-        response, to_execute = await self._ask(
-            lambda memory, time_us: approvals.approve(memory, message, time_us, caller, self._provider), deadline
+        caller = current()
+        done: tuple[approval_service_pb2.ApproveRequestResponse, approvals.ToExecute | None] = await self._ask(
+            lambda memory, time_us: approvals.approve(memory, request, time_us, caller, self._provider), deadline
         )
+        response, to_execute = done
         if to_execute is not None:
             name, approved, proposer = to_execute.method, to_execute.request, to_execute.proposer
             rule = self._rules[name]
             with serving(proposer):
                 answer = await self._noted(rule, name, approved, proposer, lambda: self._methods[name](approved, deadline))
             self._proofs.forget_all()  # it may have been a lock-out that was lifted
-            result = getattr(self._parse(rule.descriptor.output_type, answer), "result", Result.ACCEPTED)
+            result = getattr(parse(rule.descriptor.output_type, answer), "result", Result.ACCEPTED)
             response.executed_result = wire(result)
-        raw: bytes = response.SerializeToString()
-        return raw
+        return response

@@ -15,7 +15,6 @@ one at most, and they share the money of the largest: nothing is debited twice. 
 MAC1 alone cannot bring money back: an answer that the chip gave before it took the load proves nothing, so ReturnLoad wants one
 to an amount that nobody could foretell. A TAC may still come for a load that is PROVED: then its amount is known."""
 
-import functools
 import secrets
 from collections.abc import Callable, Sequence
 from hmac import compare_digest
@@ -385,17 +384,6 @@ def get_load(memory: Memory, request: pb.GetLoadRequest, _: int) -> pb.GetLoadRe
     if slot == NONE or value is None:
         raise NotFound("load", f"of this card with online counter {request.online_counter}")
     return pb.GetLoadResponse(load=pb.Load.FromString(value))
-
-
-def methods(provider: KeyProvider) -> dict[str, tuple[type[Message], Callable[[Memory, Any, int], Message]]]:
-    """The service's methods as commands, with the kind of request of each."""
-    return {
-        "StartLoad": (pb.StartLoadRequest, functools.partial(start_load, provider)),
-        "ConfirmLoad": (pb.ConfirmLoadRequest, functools.partial(confirm_load, provider)),
-        "ChallengeChip": (pb.ChallengeChipRequest, functools.partial(challenge_chip, provider)),
-        "ReturnLoad": (pb.ReturnLoadRequest, functools.partial(return_load, provider)),
-        "GetLoad": (pb.GetLoadRequest, get_load),
-    }
 
 
 def _usable(card: _Card, time_us: int) -> Result:

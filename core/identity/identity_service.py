@@ -2,16 +2,17 @@
 beside it. The port for OpenID Connect (core/identity/oidc.py) asks the same object."""
 
 import asyncio
+import functools
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from yikatong.core import limits
 from yikatong.core.access.callers import Caller, current
-from yikatong.core.errors import DeadlineOver, InvalidRequest
+from yikatong.core.errors import DeadlineOver
 from yikatong.core.identity import assertions, identity, login
 from yikatong.core.identity.foreign_codes import CodeRefused, CodeService, CodeServiceUnavailable, ForeignCodes
 from yikatong.core.identity.people import Registers
@@ -25,7 +26,7 @@ from yikatong.core.writer import Work
 from yikatong.v1 import identity_service_pb2 as protos
 
 ISSUER: Final = "yikatong"
-Method = Callable[[bytes, float | None], Awaitable[bytes]]
+Answer = Callable[[Any, float | None], Awaitable[Message]]
 Command = Callable[[login.Rules, Memory, Any, int, Caller], Any]
 
 
@@ -53,22 +54,6 @@ class Identity:
         """Let go of connections to foreign services."""
         await self._foreign.close()
 
-    def methods(self) -> dict[str, Method]:
-        """By rpc."""
-        return {
-            "StartLogin": self._command(protos.StartLoginRequest, login.start),
-            "ScanLogin": self._command(protos.ScanLoginRequest, login.scan),
-            "AnswerLogin": self._command(protos.AnswerLoginRequest, login.answer),
-            "GetLogin": self._command(protos.GetLoginRequest, login.get_login),
-            "RedeemTicket": self.redeem_ticket,
-            "AuthorizeApp": self._command(protos.AuthorizeAppRequest, login.authorize_app),
-            "SetConsent": self._command(protos.SetConsentRequest, login.set_consent),
-            "GetKeySet": self.get_key_set,
-            "ResolveCode": self.resolve_code,
-            "StartCardCheck": self._command(protos.StartCardCheckRequest, identity.start_card_check),
-            "VerifyIdentity": self.verify_identity,
-        }
-
     async def ask(self, command: Command, message: Any, caller: Caller, deadline: float | None = None) -> Any:
         """Run a command of identity on the writer's thread."""
         rules = self.rules
@@ -76,21 +61,23 @@ class Identity:
             Work(command=lambda memory, time_us: command(rules, memory, message, time_us, caller), deadline=deadline)
         )
 
-    def _command(self, kind: type[Any], command: Command) -> Method:
-        async def method(request: bytes, deadline: float | None) -> bytes:
-            response: Message = await self.ask(command, _parse(kind, request), current(), deadline)
-            return response.SerializeToString()
+    def command(self, command: Command) -> Answer:
+        """A method that is a command of identity."""
 
-        return method
+        @functools.wraps(command)
+        async def answer(request: Message, deadline: float | None) -> Message:
+            response: Message = await self.ask(command, request, current(), deadline)
+            return response
+
+        return answer
 
     async def assertion(self, redeemed: login.Login) -> str:
         """The signed assertion on a login that was redeemed."""
         claims = login.claims(self.rules, redeemed)
         return await asyncio.to_thread(assertions.sign, self.rules.provider, Purpose.ASSERTION, assertions.LOGIN_TYPE, claims)
 
-    async def redeem_ticket(self, request: bytes, deadline: float | None) -> bytes:
+    async def redeem_ticket(self, message: protos.RedeemTicketRequest, deadline: float | None) -> protos.RedeemTicketResponse:
         """IdentityService.RedeemTicket."""
-        message = _parse(protos.RedeemTicketRequest, request)
         done: login.Redeemed = await self.ask(login.redeem, message, current(), deadline)
         response = protos.RedeemTicketResponse(result=wire(done.result), duplicate=done.duplicate, sequence=done.sequence)
         if done.login is not None:
@@ -99,38 +86,40 @@ class Identity:
             response.state = done.login.state
             response.session = login.session(self.rules, done.login)
             response.session_expires_time_us = done.login.expires_time_us
-        return response.SerializeToString()
+        return response
 
-    async def get_key_set(self, request: bytes, deadline: float | None) -> bytes:
+    async def get_key_set(self, message: protos.GetKeySetRequest, deadline: float | None) -> protos.GetKeySetResponse:
         """IdentityService.GetKeySet."""
         keys = await asyncio.to_thread(assertions.key_set, self.rules.provider)
-        return protos.GetKeySetResponse(key_set=json.dumps(keys), issuer=self.rules.issuer).SerializeToString()
+        return protos.GetKeySetResponse(key_set=json.dumps(keys), issuer=self.rules.issuer)
 
-    async def resolve_code(self, request: bytes, deadline: float | None) -> bytes:
+    async def resolve_code(self, message: protos.ResolveCodeRequest, deadline: float | None) -> protos.ResolveCodeResponse:
         """IdentityService.ResolveCode."""
-        message, caller = _parse(protos.ResolveCodeRequest, request), current()
+        caller = current()
         identity.check_resolve(message)
-        response = await self.ask(identity.resolve_own, message, caller, deadline)
+        response: protos.ResolveCodeResponse | None = await self.ask(identity.resolve_own, message, caller, deadline)
         if response is None:
             found = await self._ask_foreign(message.code, deadline)
             if found.result in (Result.FOREIGN_UNAVAILABLE, Result.CODE_KIND_UNKNOWN):  # not remembered: it may come again
-                return protos.ResolveCodeResponse(result=wire(found.result), source=found.source).SerializeToString()
-            response = await self.ask(_with(identity.resolved, found), message, caller, deadline)
-        answer: bytes = response.SerializeToString()
-        return answer
+                return protos.ResolveCodeResponse(result=wire(found.result), source=found.source)
+            answer: protos.ResolveCodeResponse = await self.ask(_with(identity.resolved, found), message, caller, deadline)
+            return answer
+        return response
 
-    async def verify_identity(self, request: bytes, deadline: float | None) -> bytes:
+    async def verify_identity(
+        self, message: protos.VerifyIdentityRequest, deadline: float | None
+    ) -> protos.VerifyIdentityResponse:
         """IdentityService.VerifyIdentity."""
-        message, caller = _parse(protos.VerifyIdentityRequest, request), current()
+        caller = current()
         identity.check_verify(message)
-        response = await self.ask(identity.verify_own, message, caller, deadline)
+        response: protos.VerifyIdentityResponse | None = await self.ask(identity.verify_own, message, caller, deadline)
         if response is None:
             found = await self._ask_foreign(message.code, deadline)
             if found.result is Result.FOREIGN_UNAVAILABLE:
-                return protos.VerifyIdentityResponse(result=wire(found.result)).SerializeToString()
-            response = await self.ask(_with(identity.verified, found), message, caller, deadline)
-        answer: bytes = response.SerializeToString()
-        return answer
+                return protos.VerifyIdentityResponse(result=wire(found.result))
+            answer: protos.VerifyIdentityResponse = await self.ask(_with(identity.verified, found), message, caller, deadline)
+            return answer
+        return response
 
     async def _ask_foreign(self, code: str, deadline: float | None) -> identity.Found:
         service: CodeService | None = self._foreign.service_of(code)
@@ -158,10 +147,3 @@ class Identity:
 
 def _with(command: Callable[..., Any], found: identity.Found) -> Command:
     return lambda rules, memory, message, time_us, caller: command(rules, memory, message, found, time_us, caller)
-
-
-def _parse(kind: type[Any], request: bytes) -> Any:
-    try:
-        return kind.FromString(request)
-    except DecodeError as error:
-        raise InvalidRequest("request", "is not protobuf") from error
