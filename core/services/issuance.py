@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from yikatong.core.access.callers import current
-from yikatong.core.cards import batches, issuance
+from yikatong.core.cards import assignment, batches, issuance
 from yikatong.core.services.host import Host, Methods
 from yikatong.v1 import issuance_service_pb2 as pb
 
@@ -27,6 +27,7 @@ def methods(host: Host) -> Methods:
         "DeliverCard": host.command_by(ruled(issuance.deliver_card)),
         "PickUpCard": host.command_by(ruled(issuance.pick_up_card)),
         "WithdrawApplication": host.command_by(ruled(issuance.withdraw_application)),
+        "AssignCard": host.command_by(assignment.assign_card),
         "SetBankAccount": host.command_by(issuance.set_bank_account),
         "GetApplication": host.command_by(issuance.get_application),
         "ListOverdue": host.command_by(issuance.list_overdue),
