@@ -188,13 +188,16 @@ def check(data: Path, seal_public_key: Path | None) -> None:
 @data_option
 @click.option("--format", "form", type=click.Choice(["parquet", "csv"]), required=True)
 @click.option("--out", type=click.Path(path_type=Path), help="file to write; journal.FORMAT unless given")
-def export(data: Path, form: str, out: Path | None) -> None:
-    """Write the journal out, one row a record."""
+@click.option("--permit", default="", help="id of a permit by two operators, as `yikatong approvals permits` lists them")
+def export(data: Path, form: str, out: Path | None, permit: str) -> None:
+    """Write the journal out, one row a record. A data directory that was served to callers with certificates wants a permit."""
     from yikatong.core.export import export as run_export
 
     target = out or Path(f"journal.{form}")
     with progress_bars() as advance:
-        records = run_export(data, target, form, EngineSettings(), lambda done, total: advance("exporting", done, total))
+        records = run_export(
+            data, target, form, EngineSettings(), lambda done, total: advance("exporting", done, total), permit
+        )  # fmt: skip
     OUT.print(f"{target}: {records:,} records", highlight=False, soft_wrap=True)
 
 

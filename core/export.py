@@ -1,6 +1,7 @@
 """The journal written out as Parquet or CSV, and hot copies of a data directory."""
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from enum import IntEnum
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from yikatong.core import types
+from yikatong.core.access import export_permits
 from yikatong.core.day.windows import settlement_days
 from yikatong.core.errors import DataError
 from yikatong.core.identity.person_keys import FILE as PERSON_KEYS
@@ -186,16 +188,28 @@ def _batches(reader: JournalReader, names: _Names, until: int, progress: Progres
         progress(entry.first_sequence + entry.count - 1, until)
 
 
-def export(path: Path, out: Path, form: str, settings: EngineSettings, progress: Progress = lambda done, total: None) -> int:
+def export(
+    path: Path,
+    out: Path,
+    form: str,
+    settings: EngineSettings,
+    progress: Progress = lambda done, total: None,
+    permit: str = "",
+) -> int:
     """Write the journal of a data directory to a file, `form` being "parquet" or "csv"; returns how many records. The file
-    appears whole or not at all. A server may be running. Raises DataError."""
+    appears whole or not at all. A server may be running. `permit` is the id of a permit, where the directory wants one. Raises
+    DataError, or InvalidRequest and NotFound about the permit."""
     partial = out.with_name(out.name + ".partial")
     with DataDirectory(path, readonly=True) as directory:
         memory = Memory(directory, Journal(directory.journal), [], settings)
         try:
             memory.restore()
             until = memory.engine.next_sequence - 1
-            with JournalReader(directory.journal) as reader:
+            now_us = max(time.time_ns() // 1_000, memory.journal.last_time_us)
+            with (
+                export_permits.using(memory, path, permit, form, out, now_us),
+                JournalReader(directory.journal) as reader,
+            ):
                 batches = _batches(reader, _Names(memory), until, progress)
                 if form == "parquet":
                     with pa.parquet.ParquetWriter(partial, SCHEMA, compression="zstd") as parquet:
@@ -205,7 +219,7 @@ def export(path: Path, out: Path, form: str, settings: EngineSettings, progress:
                     with pa.csv.CSVWriter(partial, SCHEMA) as csv:
                         for batch in batches:
                             csv.write_batch(batch)
-            partial.replace(out)
+                partial.replace(out)
         except (OSError, pa.ArrowException) as error:
             partial.unlink(missing_ok=True)
             raise DataError(f"{out}: {error}") from error

@@ -187,6 +187,7 @@ LOCKOUTS_KNOWN_MAX: Final = 65_536  # subjects whose state is at hand, some 300 
 CARD_DIGITS_MAX: Final = 20
 ID_BYTES_MAX: Final = 32  # of persons and devices
 APPROVAL_S: Final = 86_400  # a proposal waits this long for a second operator: their next shift
+EXPORT_PERMIT_S: Final = 86_400  # within which a permitted export is done
 RATE_CALLERS_MAX: Final = (
     65_536  # callers whose rates are remembered, some 200 bytes each; who is forgotten begins with a full bucket
 )

@@ -22,6 +22,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from yikatong.core import limits, tap_port
+from yikatong.core.access import export_permits
 from yikatong.core.access.rate_limits import Rates
 from yikatong.core.access.tls import Tls
 from yikatong.core.acquiring import authorization
@@ -184,6 +185,8 @@ class Server:
 
     async def _listen(self, day_rules: DayRules, identity: IdentityOptions) -> None:
         settings, tls = self.settings, self.tls
+        if tls is not None and tls.is_mutual:
+            await self._ask(export_permits.want)
         self.metrics.watch_deny_list(lambda: self.core.deny_list)
         ride_codes = RideCodeRules.read(
             settings.ride_code_certificate, settings.ride_code_authority, settings.ride_code_hours,

@@ -322,6 +322,7 @@ class DocumentKind(IntEnum):
     LOCKOUT = 77  # name of a subject → Lockout
     APPROVAL = 78  # sequence of the event that proposed it, 8 bytes → Approval
     APPROVAL_REQUEST = 79  # the proposer's request id, 16 bytes → key of the approval
+    EXPORT_PERMIT = 80  # core/access/export_permits.py: permits, and whether they are wanted
 
 
 KEPT_FOR_GOOD: Final = (DocumentKind.ACCESS, DocumentKind.ACCESS_BY_CALLER)

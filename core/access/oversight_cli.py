@@ -1,4 +1,4 @@
-"""The command line of who watches: `yikatong audit`, and `yikatong approvals list|show|approve|reject`.
+"""The command line of who watches: `yikatong audit`, and `yikatong approvals list|show|approve|reject|export|permits`.
 
 A command on a data directory runs as the machine's own operator, who is one person: what needs two goes through a server, where
 certificates tell them apart."""
@@ -17,9 +17,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from yikatong.core.access.export_permits import FORMATS
 from yikatong.core.errors import InvalidRequest, YikatongError
-from yikatong.core.types import Result
-from yikatong.v1 import approval_service_pb2, audit_service_pb2
+from yikatong.core.types import Result, wire
+from yikatong.v1 import approval_service_pb2, audit_service_pb2, export_service_pb2
 
 OUT = Console()
 CHINA: Final = timezone(timedelta(hours=8))
@@ -43,11 +44,12 @@ def _connect_options(command: Callable[..., None]) -> Callable[..., None]:
 @contextmanager
 def _stub(server: str, service: str, ca: Path | None, certificate: Path | None, key: Path | None) -> Iterator[Any]:
     from yikatong.clients.connection import Connection
-    from yikatong.v1 import approval_service_pb2_grpc, audit_service_pb2_grpc
+    from yikatong.v1 import approval_service_pb2_grpc, audit_service_pb2_grpc, export_service_pb2_grpc
 
     stubs: dict[str, Any] = {
         "audit": audit_service_pb2_grpc.AuditServiceStub,
         "approvals": approval_service_pb2_grpc.ApprovalServiceStub,
+        "exports": export_service_pb2_grpc.ExportServiceStub,
     }
     with Connection(server, ca=ca, certificate=certificate, key=key) as connection:
         yield stubs[service](connection.channel)
@@ -200,6 +202,41 @@ def reject(server: str, approval_id: str, ca: Path | None, certificate: Path | N
     with _stub(server, "approvals", ca, certificate, key) as stub:
         _answered(stub.RejectRequest(request))
     OUT.print(f"{approval_id}: rejected", highlight=False, soft_wrap=True)
+
+
+@approvals.command(name="export")
+@server_option
+@click.option("--format", "form", type=click.Choice(list(FORMATS)), required=True)
+@click.option("--purpose", required=True, help="what the export is for")
+@_connect_options
+def propose_export(
+    server: str, form: str, purpose: str, ca: Path | None, certificate: Path | None, key: Path | None
+) -> None:  # fmt: skip
+    """Propose an export of the journal: another operator's approval makes a permit of it."""
+    request = export_service_pb2.PermitExportRequest(
+        request_id=secrets.token_bytes(16), format=wire(FORMATS[form]), purpose=purpose
+    )
+    with _stub(server, "exports", ca, certificate, key) as stub:
+        response = stub.PermitExport(request)
+    if response.result != Result.APPROVAL_PENDING:
+        raise Refused(Result(response.result).name)
+    OUT.print(f"{response.approval_id}: waits for a second operator", highlight=False, soft_wrap=True)
+
+
+@approvals.command()
+@server_option
+@_connect_options
+def permits(server: str, ca: Path | None, certificate: Path | None, key: Path | None) -> None:
+    """Exports that were permitted, newest first; which were done stands in exports.log of the data directory."""
+    table = Table(box=box.SIMPLE)
+    for column in ("permit", "format", "for", "permitted", "until"):
+        table.add_column(column)
+    names = {number: name for name, number in FORMATS.items()}
+    with _stub(server, "exports", ca, certificate, key) as stub:
+        for each in stub.ListExportPermits(export_service_pb2.ListExportPermitsRequest()).permits:
+            permitted, until = _local(each.permitted_us), _local(each.expires_us)
+            table.add_row(each.permit_id, names[each.format], each.purpose, permitted, until)
+    OUT.print(table)
 
 
 def _answered(response: Any) -> Any:
