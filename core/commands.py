@@ -7,16 +7,15 @@ of a batch gets its own answer and leaves the others alone."""
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from yikatong.core import limits, types
 from yikatong.core.cards import card_state
+from yikatong.core.cards.riding import Riding, date_of, day_of, riding_of
 from yikatong.core.change import Change, answered
 from yikatong.core.errors import InvalidRequest, NotFound
 from yikatong.core.memory import Memory, TopUpDone
 from yikatong.core.seen import CARDS, TERMINALS
 from yikatong.core.types import DocumentKind, Result, wire
-from yikatong.ext.engine import ENTITLEMENT, NONE, EngineFull, is_card_number, local_seconds, settlement_date
+from yikatong.ext.engine import NONE, EngineFull, is_card_number, local_seconds, settlement_date
 from yikatong.v1 import account_service_pb2, card_service_pb2, clearing_service_pb2, terminal_service_pb2
 
 Command = Callable[[Memory, int], Any]
@@ -69,16 +68,6 @@ def _malformed_card(memory: Memory, card: card_service_pb2.Card) -> tuple[Result
     return None
 
 
-def _day(date: int) -> int:
-    """Days from 1970-01-01 to a date YYYYMMDD; 0 for 0."""
-    return (local_seconds(date, 0) + 8 * 3600) // 86_400 if date else 0
-
-
-def _date(day: int) -> int:
-    """A date YYYYMMDD of days since 1970-01-01; 0 for 0."""
-    return settlement_date((day * 86_400 - 8 * 3600) * 1_000_000) if day else 0
-
-
 def register_cards(
     memory: Memory, request: card_service_pb2.RegisterCardsRequest, time_us: int
 ) -> card_service_pb2.RegisterCardsResponse:
@@ -96,30 +85,31 @@ def register_cards(
         kept.DiscardUnknownFields()
         slot = engine.find_card(card.card_number)
         if slot != NONE:
-            same = _card_message(memory, slot) == kept
+            same = _card_message(memory, slot, time_us) == kept
             registration.result = wire(Result.ACCEPTED if same else Result.CONFLICT)
             registration.duplicate = same
             continue
         engine.add_card(
             card.card_number, card.issuer_id, card.rider, card.expires, time_us, kept.SerializeToString(deterministic=True),
-            _day(card.rider_until), memory.tariffs.passes.get(card.pass_id, 0), _day(card.pass_until),
+            day_of(card.rider_until), memory.tariffs.passes.get(card.pass_id, 0), day_of(card.pass_until),
         )  # fmt: skip
         registration.result = wire(Result.ACCEPTED)
         registration.sequence = engine.next_sequence - 1
     return response
 
 
-def _card_message(memory: Memory, slot: int) -> card_service_pb2.Card:
+def _card_message(memory: Memory, slot: int, time_us: int) -> card_service_pb2.Card:
     """A card as it is registered now."""
     card = memory.engine.card(slot)
+    rider, rider_until = riding_of(card).on(day_of(settlement_date(time_us)))
     return card_service_pb2.Card(
         card_number=card["card_number"],
         issuer_id=card["issuer_id"],
-        rider=card["rider"],
+        rider=wire(rider),
         expires=card["expires"],
-        rider_until=_date(card["rider_until"]),
+        rider_until=date_of(rider_until),
         pass_id=memory.tariffs.pass_ids.get(card["pass_number"], ""),
-        pass_until=_date(card["pass_until"]),
+        pass_until=date_of(card["pass_until"]),
     )
 
 
@@ -140,21 +130,18 @@ def set_entitlement(
     if request.pass_until and not request.pass_id:
         raise InvalidRequest("pass_until", "is the end of a pass, and there is none")
     slot = _card_slot(memory, request.card_number)
-    entitlement = np.zeros(1, ENTITLEMENT)
-    entitlement[0] = (
-        _day(request.rider_until), _day(request.pass_until), request.rider, memory.tariffs.passes.get(request.pass_id, 0),
-    )  # fmt: skip
+    riding = Riding(request.rider, day_of(request.rider_until))
     change = Change(memory, time_us)
-    change.entitle(slot, entitlement.tobytes())
+    change.entitle(slot, riding.entitlement(memory.tariffs.passes.get(request.pass_id, 0), day_of(request.pass_until)))
     return change.answer(request, response(result=wire(Result.ACCEPTED)), "entitlement")
 
 
-def get_card(memory: Memory, request: card_service_pb2.GetCardRequest, _: int) -> card_service_pb2.GetCardResponse:
+def get_card(memory: Memory, request: card_service_pb2.GetCardRequest, time_us: int) -> card_service_pb2.GetCardResponse:
     """CardService.GetCard."""
     slot = _card_slot(memory, request.card_number)
     card = memory.engine.card(slot)
     return card_service_pb2.GetCardResponse(
-        card=_card_message(memory, slot),
+        card=_card_message(memory, slot, time_us),
         denied=card["denied_since_s"] != 0,
         atc_next=card["atc_next"],
     )

@@ -24,7 +24,9 @@ from yikatong.core.store import Reader, Store
 from yikatong.ext.engine import settlement_date
 
 MAGIC: Final = b"YKTJRNL\n"
-FORMAT: Final = 4  # all older ones are read as they are: 1 had no events and no settlement days, 2 no fares, 3 no event digests
+FORMAT: Final = 5
+# All older ones are read as they are: 1 had no events and no settlement days, 2 no fares, 3 no event digests, 4 no category that
+# begins on a day.
 FORMAT_EVENT_DIGESTS: Final = 4
 # magic, format, header bytes, first sequence, count, payload bytes, time in µs, SM3 of the header before, SHA-256 of the body
 HEADER: Final = struct.Struct("<8sHHxxxxQIIq32s32s24x")

@@ -109,6 +109,7 @@ LIMIT_FEN_MAX: Final = 1 << 52
 PERSON_NAME_CHARACTERS_MAX: Final = 64  # names of some peoples have several words
 PERSON_ADDRESS_CHARACTERS_MAX: Final = 200
 PROOF_CHARACTERS_MAX: Final = 64
+CONCESSION_AHEAD_DAYS_MAX: Final = 366  # renewals are for the next year; a later day is a slip of the pen
 # ---- e-cards, devices and codes ----
 E_CARD_DEVICES_MAX: Final = 3  # default of the setting: a telephone, its successor, a watch
 DEVICES_KEPT_MAX: Final = 50  # of one e-card, revoked ones too: its document is written anew with each

@@ -24,7 +24,8 @@ from yikatong.core.types import DocumentKind
 from yikatong.ext.engine import PAGE_BYTES, TABLES, Engine, EngineFault, local_seconds
 from yikatong.v1 import account_service_pb2, card_service_pb2, journal_pb2, terminal_service_pb2
 
-FORMAT: Final = 3  # 2 had no memory of rides, and is read as it is; 1 is made anew from the journal
+FORMAT: Final = 4
+# 3 had no category that begins on a day, 2 no memory of rides: both are read as they are; 1 is made anew from the journal.
 FORMAT_READ_MIN: Final = 2
 REGISTRATIONS: Final = (types.RecordKind.CARD, types.RecordKind.TERMINAL, types.RecordKind.OPERATOR)
 OPERATOR_PREFIX: Final = "operator:"
@@ -273,6 +274,8 @@ class Memory:
                 card.card_number, card.issuer_id, card.rider, card.expires, time_us, payload,
                 int(record["rider_until"]), int(record["pass_number"]), int(record["pass_until"]),
                 twin - 1 if twin else types.NONE,
+                int(record["rider_from"]), int(record["rider_before_until"]), int(record["riders_before"]),
+                int(record["before_days"]),
             )  # fmt: skip
             expected = int(record["card"])
         elif record["kind"] == types.RecordKind.TERMINAL:

@@ -351,7 +351,7 @@ RECORD: Final = np.dtype(
             "algorithm_id", "key_version", "key_index", "rider", "city", "industry", "direction",
             "settlement_day", "deny_reasons", "fare_flags",
             "rider_until", "pass_until", "base_fen", "fare_marks", "fare_rule", "pass_number",
-            "event_digest",
+            "event_digest", "rider_from", "rider_before_until", "riders_before", "before_days",
         ],
         "formats": [
             "<u8", "<i8", "<u8", "<i8", "<i8", "<i8",
@@ -361,7 +361,7 @@ RECORD: Final = np.dtype(
             "u1", "u1", "u1", "u1", "<u2", "u1", "u1",
             "<u2", "u1", "u1",
             "<u4", "<u4", "<u4", "<u2", "<u2", "u1",
-            "(32,)u1",
+            "(32,)u1", "<u4", "<u4", "u1", "u1",
         ],
         "offsets": [
             0, 8, 16, 24, 32, 40,
@@ -371,13 +371,14 @@ RECORD: Final = np.dtype(
             116, 117, 118, 119, 120, 122, 123,
             124, 126, 127,
             84, 88, 96, 100, 102, 118,
-            68,
+            68, 76, 80, 122, 123,
         ],
         "itemsize": 128,
     }
 )  # fmt: skip
 """One journal record (yk_record in ext/types.h): 128 bytes. `conflicting_sequence` lies over `credit_after_fen`: a
 conflict moves nothing. With the flag PRICED `base_fen`, `fare_marks` and `fare_rule` lie over the chip's balances. In records of
-cards and entitlements `rider_until` lies over `line`, `pass_until` over `stop` (days since 1970-01-01) and `pass_number` over
-`key_index`; in those of cards `terminal_sequence` is 1 + the slot of the card's twin, 0 where it has none. In
-records of events `event_digest`, SM3 of the message, lies over what only taps have."""
+cards and entitlements `rider_until` lies over `line`, `pass_until` over `stop`, `rider_from` over `local_date`,
+`rider_before_until` over `local_time` (days since 1970-01-01), `riders_before` over `industry`, `before_days` over `direction`
+and `pass_number` over `key_index`; in those of cards `terminal_sequence` is 1 + the slot of the card's twin, 0 where it has none.
+In records of events `event_digest`, SM3 of the message, lies over what only taps have."""

@@ -56,12 +56,15 @@ static uint8_t unproved(const yk_tap *tap) {
 }
 
 /* What the tariff makes of a tap; where it says nothing, the charge stays what the terminal stated. The rider is what the card is
- * registered as, whatever the tap says. A tap that comes late is priced by itself, and its card again after the batch. */
+ * registered as for the day of the tap, whatever the tap says and whenever it comes. A tap that comes late is priced by itself, and its card again after the batch. */
 static void price(const yk_engine *engine, const yk_tap *tap, const yk_card *card, const yk_terminal *terminal,
                   yk_decision *decision) {
     static const yk_rides none;
     uint32_t local_s = (uint32_t)(tap->local_s + YK_UTC8_S), day = local_s / 86400;
-    int is_rider = card->rider && !(card->rider_until && day > card->rider_until);
+    int is_before = day < card->rider_from, is_first = is_before && card->before_days && day + card->before_days < card->rider_from;
+    uint8_t rider = !is_before ? card->rider : is_first ? card->riders_before >> YK_FIRST_SHIFT : card->riders_before & YK_BEFORE_MASK;
+    uint16_t rider_until = is_first ? 0 : is_before ? card->rider_before_until : card->rider_until;
+    int is_rider = rider && !(rider_until && day > rider_until);
     int has_pass = card->pass_number && !(card->pass_until && day > card->pass_until);
     decision->ride = (yk_ride){
         .local_s = local_s,
@@ -71,7 +74,7 @@ static void price(const yk_engine *engine, const yk_tap *tap, const yk_card *car
         .operator_number = terminal->operator_number,
         .industry = tap->industry,
         .kind = tap->kind,
-        .rider = is_rider ? card->rider : YK_RIDER_ORDINARY,
+        .rider = is_rider ? rider : YK_RIDER_ORDINARY,
         .pass = has_pass ? engine->pass_numbers[card->pass_number] : 0,
         .stated = tap->keep_message,
     };

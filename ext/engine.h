@@ -14,7 +14,16 @@
 
 /* Slots. They are what a checkpoint saves, page by page: a change of layout is a new format of the state. */
 typedef struct {
-    yk_card_number number;
+    union {
+        yk_card_number number;
+        struct { /* what its spare bytes say: which categories held before `rider_from` */
+            uint8_t number_bytes[11];
+            uint8_t riders_before : 7;   /* the one before; and, shifted by YK_FIRST_SHIFT, the one before that */
+            uint8_t late : 1;            /* a tap of it came late, and it was not priced again since: its rides do not know of that tap */
+            uint16_t rider_from;         /* the first day of `rider`, days since 1970-01-01; 0: it has always held */
+            uint16_t rider_before_until; /* as `rider_until`, of the one before */
+        };
+    };
     uint8_t issuer_id[8];
     uint64_t last_sequence;  /* this card's newest journal record */
     uint32_t account;
@@ -26,7 +35,7 @@ typedef struct {
     uint16_t rider_until;    /* the category's last day, days since 1970-01-01; 0: no end */
     uint16_t pass_until;     /* likewise, the pass's */
     uint8_t pass_number;     /* 0: none */
-    uint8_t late;            /* a tap of it came late, and it was not priced again since: its rides do not know of that tap */
+    uint8_t before_days;     /* for how many days before `rider_from` the one before had held; 0: always */
     uint32_t twin;           /* 1 + slot of the card that shares account and state: a card and its e-card; 0: none */
     uint32_t chip_account;   /* of the money on its chip; 0: it was never loaded, `account` stands for it */
 } yk_card;
@@ -47,6 +56,9 @@ typedef struct {
 } yk_terminal;
 
 _Static_assert(sizeof(yk_card) == 64, "one cache line a card");
+_Static_assert(offsetof(yk_card, rider_from) == offsetof(yk_card_number, reserved) + 1, "over the spare bytes of the number");
+
+enum { YK_FIRST_SHIFT = 4, YK_BEFORE_MASK = 7 }; /* riders_before */
 _Static_assert(sizeof(yk_account) == 16, "four accounts a cache line");
 _Static_assert(sizeof(yk_terminal) == 32, "two terminals a cache line");
 
@@ -240,10 +252,11 @@ uint32_t yk_find_card(const yk_engine *engine, const yk_card_number *number);
 uint32_t yk_find_terminal(const yk_engine *engine, const uint8_t number[6]);
 int yk_add_operator(yk_engine *engine, int64_t time_us, const uint8_t *payload, uint32_t payload_bytes, uint32_t *account);
 
-/* What a card may ride at. */
+/* What a card may ride at: the pass, `rider` from `rider_from` on, and others before it, as in yk_card. */
 typedef struct {
     uint16_t rider_until, pass_until;
-    uint8_t rider, pass_number;
+    uint16_t rider_from, rider_before_until;
+    uint8_t rider, pass_number, riders_before, before_days;
 } yk_entitlement;
 
 /* `twin`: YK_NONE, or the slot of a card that has no twin yet. Both then pay from one account, and are on the deny list and

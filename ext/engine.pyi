@@ -129,6 +129,10 @@ class Engine:
         pass_number: int = ...,
         pass_until: int = ...,
         twin: int = ...,
+        rider_from: int = ...,
+        rider_before_until: int = ...,
+        riders_before: int = ...,
+        before_days: int = ...,
     ) -> int: ...
     def add_terminal(self, terminal_number: bytes, kind: int, account: int, time_us: int, payload: bytes) -> int: ...
     def top_up(self, card: int, amount_fen: int, time_us: int, payload: bytes) -> tuple[int, int]: ...

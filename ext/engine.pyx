@@ -111,7 +111,8 @@ cdef extern from "engine.h":
         uint8_t rider
         uint8_t deny_reasons
         uint16_t rider_until, pass_until
-        uint8_t pass_number
+        uint8_t pass_number, riders_before, before_days
+        uint16_t rider_from, rider_before_until
         uint32_t twin
         uint32_t chip_account
     ctypedef struct yk_account:
@@ -138,7 +139,8 @@ cdef extern from "engine.h":
         uint32_t count
     ctypedef struct yk_entitlement:
         uint16_t rider_until, pass_until
-        uint8_t rider, pass_number
+        uint16_t rider_from, rider_before_until
+        uint8_t rider, pass_number, riders_before, before_days
     ctypedef struct yk_denial:
         uint64_t sequence
         uint32_t card
@@ -283,7 +285,10 @@ CORRECTION = np.dtype([
     ("stop", "<u4"), ("base_fen", "<u4"), ("atc", "<u2"), ("fare_marks", "<u2"), ("fare_rule", "<u2"), ("tap_kind", "u1"),
     ("fare_flags", "u1"),
 ])
-ENTITLEMENT = np.dtype([("rider_until", "<u2"), ("pass_until", "<u2"), ("rider", "u1"), ("pass_number", "u1")])
+ENTITLEMENT = np.dtype([
+    ("rider_until", "<u2"), ("pass_until", "<u2"), ("rider_from", "<u2"), ("rider_before_until", "<u2"), ("rider", "u1"),
+    ("pass_number", "u1"), ("riders_before", "u1"), ("before_days", "u1"),
+])
 SIZES = {"NOTE": sizeof(yk_fare_note), "CORRECTION": sizeof(yk_correction), "ENTITLEMENT": sizeof(yk_entitlement)}
 
 
@@ -948,6 +953,10 @@ cdef class Engine:
             "expires": card.expires,
             "rider": card.rider,
             "rider_until": card.rider_until,
+            "rider_from": card.rider_from,
+            "riders_before": card.riders_before,
+            "before_days": card.before_days,
+            "rider_before_until": card.rider_before_until,
             "pass_number": card.pass_number,
             "pass_until": card.pass_until,
             "atc_next": card.atc_next,
@@ -1023,15 +1032,18 @@ cdef class Engine:
         return account
 
     def add_card(self, str card_number, bytes issuer_id, uint8_t rider, uint32_t expires, int64_t time_us, bytes payload,
-                 uint16_t rider_until=0, uint8_t pass_number=0, uint16_t pass_until=0, uint32_t twin=NONE):
-        """Register a card that is not there yet; returns its slot. `…_until` are days since 1970-01-01, 0: no end. With
-        the slot of a `twin` both pay from one account, and are denied and entitled alike from now on: a card and its e-card.
+                 uint16_t rider_until=0, uint8_t pass_number=0, uint16_t pass_until=0, uint32_t twin=NONE,
+                 uint16_t rider_from=0, uint16_t rider_before_until=0, uint8_t riders_before=0, uint8_t before_days=0):
+        """Register a card that is not there yet; returns its slot. `…_until` are days since 1970-01-01, 0: no end; `rider`
+        holds from the day `rider_from` on (0: always), the others before that (yk_card in engine.h). With the slot of a `twin` both pay from one account, and are denied and entitled alike from now on: a card and its e-card.
         Raises ValueError for a twin that is not there or has one already."""
         cdef yk_card_number number
         cdef yk_entitlement entitlement
         cdef uint32_t slot = 0
         entitlement.rider, entitlement.rider_until = rider, rider_until
         entitlement.pass_number, entitlement.pass_until = pass_number, pass_until
+        entitlement.rider_from, entitlement.rider_before_until = rider_from, rider_before_until
+        entitlement.riders_before, entitlement.before_days = riders_before, before_days
         _card_number(card_number, &number)
         if len(issuer_id) != 8:
             raise ValueError("issuer_id: 8 bytes are wanted")

@@ -155,6 +155,10 @@ static void entitle_one(yk_card *card, const yk_entitlement *entitlement) {
     card->pass_number = entitlement->pass_number;
     card->rider_until = entitlement->rider_until;
     card->pass_until = entitlement->pass_until;
+    card->riders_before = entitlement->riders_before & 0x7f;
+    card->before_days = entitlement->before_days;
+    card->rider_from = entitlement->rider_from;
+    card->rider_before_until = entitlement->rider_before_until;
 }
 
 void yk_entitle(yk_engine *engine, yk_card *card, const yk_entitlement *entitlement, yk_record *record) {
@@ -164,6 +168,10 @@ void yk_entitle(yk_engine *engine, yk_card *card, const yk_entitlement *entitlem
     record->pass_number = entitlement->pass_number;
     record->rider_until = entitlement->rider_until;
     record->pass_until = entitlement->pass_until;
+    record->riders_before = entitlement->riders_before;
+    record->before_days = entitlement->before_days;
+    record->rider_from = entitlement->rider_from;
+    record->rider_before_until = entitlement->rider_before_until;
 }
 
 int yk_add_card(yk_engine *engine, const yk_card_number *number, const uint8_t issuer_id[8], const yk_entitlement *entitlement,

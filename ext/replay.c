@@ -88,7 +88,11 @@ static int replay_record(yk_engine *engine, yk_record *record, const uint8_t *pa
         yk_deny(engine, card, record->deny_reasons ? record->deny_reasons : record->flags & YK_FLAG_DENIED ? YK_DENY_DEBT : 0, record);
         if (record->kind == YK_RECORD_ACCOUNT) card->chip_account = record->credit_account;
         if (record->kind == YK_RECORD_ENTITLEMENT) {
-            yk_entitlement entitlement = {(uint16_t)record->rider_until, (uint16_t)record->pass_until, record->rider, record->pass_number};
+            yk_entitlement entitlement = {
+                .rider_until = (uint16_t)record->rider_until, .pass_until = (uint16_t)record->pass_until, .rider = record->rider,
+                .pass_number = record->pass_number, .riders_before = record->riders_before, .before_days = record->before_days, .rider_from = (uint16_t)record->rider_from,
+                .rider_before_until = (uint16_t)record->rider_before_until,
+            };
             yk_entitle(engine, card, &entitlement, record);
         }
         if (is_tap && record->flags & YK_FLAG_PRICED) {

@@ -269,8 +269,14 @@ typedef struct {
         struct {
             uint32_t tap_amount_fen;
             uint32_t amount_due_fen;
-            uint32_t local_date;
-            uint32_t local_time;
+            union {
+                uint32_t local_date;
+                uint32_t rider_from;   /* CARD, ENTITLEMENT: the category's first day, days since 1970-01-01; 0: always */
+            };
+            union {
+                uint32_t local_time;
+                uint32_t rider_before_until; /* CARD, ENTITLEMENT: the last day of the category before it; 0: no end */
+            };
             union {
                 uint32_t line;
                 uint32_t rider_until;  /* CARD, ENTITLEMENT: the category's last day, days since 1970-01-01; 0: no end */
@@ -310,8 +316,14 @@ typedef struct {
     };
     uint8_t rider;
     uint16_t city;
-    uint8_t industry;
-    uint8_t direction;
+    union {
+        uint8_t industry;
+        uint8_t riders_before; /* CARD, ENTITLEMENT: the categories until `rider_from` (yk_card) */
+    };
+    union {
+        uint8_t direction;
+        uint8_t before_days;   /* CARD, ENTITLEMENT: for how many days the one before had held; 0: always */
+    };
     uint16_t settlement_day;  /* days from 1970-01-01 to its settlement date; 0 in format 1: the UTC+8 day of time_us */
     uint8_t deny_reasons;     /* of the card, after this record; in format 1 the flag YK_FLAG_DENIED stands for YK_DENY_DEBT */
     uint8_t fare_flags;       /* YK_FLAG_PRICED: YK_FARE_… */

@@ -208,7 +208,7 @@ def records_of(path: Path, after: int = 0, chain: bytes = bytes(32)) -> Iterator
             for key, value in cursor:
                 header, body = value[: HEADER.size], value[HEADER.size :]
                 magic, version, header_bytes, first, count, payload_bytes, _, previous, digest = HEADER.unpack(header)
-                require(magic == b"YKTJRNL\n" and version <= 4, f"sequence {first}: not a journal value")
+                require(magic == b"YKTJRNL\n" and version <= 5, f"sequence {first}: not a journal value")
                 require(int.from_bytes(key, "big") == first, f"sequence {first}: under another key")
                 require(header_bytes == HEADER.size, f"sequence {first}: a header of {header_bytes} bytes")
                 require(len(body) == count * RECORD.size + payload_bytes, f"sequence {first}: a wrong length")

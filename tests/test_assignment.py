@@ -18,6 +18,7 @@ from yikatong.core.access.callers import LOCAL, Caller, parse_identity
 from yikatong.core.cards import assignment, card_life, e_cards, issuance
 from yikatong.core.cards.card_life import State
 from yikatong.core.cards.device_proof import activation_proof
+from yikatong.core.cards.riding import Riding
 from yikatong.core.errors import InvalidRequest
 from yikatong.core.identity import persons
 from yikatong.core.types import Deny, Result
@@ -70,7 +71,7 @@ def activate(desk: CardDesk, card_number: str) -> bytes:
 def test_what_the_card_has_stays_and_the_concession_is_the_persons(desk: CardDesk) -> None:
     slot, person_id = desk.register(CARD), desk.new_person()
     desk.core.top_up(CARD, 4_200)
-    desk.change(lambda change: change.entitle(slot, persons.entitlement(5, 0, 1, 0)))  # as SetEntitlement would
+    desk.change(lambda change: change.entitle(slot, Riding(5).entitlement(1, 0)))  # as SetEntitlement would
     concede(desk, person_id, 3, 20991231)
     request_id = new_id()
     answer = assign(desk, CARD, person_id, request_id=request_id)

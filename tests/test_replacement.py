@@ -17,6 +17,7 @@ from people import new_id
 from yikatong.core.acquiring import authorizations, merchants, purses
 from yikatong.core.cards import card_links, e_cards, issuance, replacement
 from yikatong.core.cards.card_life import State
+from yikatong.core.cards.riding import Riding
 from yikatong.core.identity import persons
 from yikatong.core.rules.purse_rules import parse
 from yikatong.core.rules.source import Source
@@ -84,7 +85,7 @@ def test_everything_moves_with_one_sequence_number(desk: CardDesk) -> None:
     request = person_service_pb2.SetConcessionRequest(request_id=new_id(), person_id=person_id, concession=concession)
     desk.ask(persons.set_concession, request)
     old = desk.slot("100")
-    desk.change(lambda change: change.entitle(old, persons.entitlement(3, 0, 7, 22_000)))
+    desk.change(lambda change: change.entitle(old, Riding(3).entitlement(7, 22_000)))
     held = hold(desk, 250)
     capture(desk, held.authorization_id, 200)
     used = list(desk.memory.documents.scan(DocumentKind.LIMIT_USE, old.to_bytes(4, "big"), (old + 1).to_bytes(4, "big")))

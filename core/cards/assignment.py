@@ -31,7 +31,7 @@ def assign_card(memory: Memory, request: pb.AssignCardRequest, time_us: int, cal
     if refused := _refused(memory, slot, request.person_id, time_us, caller):
         return change.answer(request, pb.AssignCardResponse(result=wire(refused)), "card-not-assigned")
     persons.give_card(change, request.person_id, slot)
-    persons.entitle(memory, change, slot, persons.concession_of(memory, request.person_id))
+    persons.entitle(memory, change, slot, request.person_id)
     e_card = e_cards.e_card_of(memory, slot)
     if e_card is not None and not e_card.cancelled:
         e_cards.cancel(memory, change, e_card)

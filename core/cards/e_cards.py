@@ -231,6 +231,7 @@ def _add_slot(memory: Memory, card_slot: int, number: str, time_us: int) -> int:
     slot: int = memory.engine.add_card(
         kept.card_number, kept.issuer_id, kept.rider, kept.expires, time_us, kept.SerializeToString(deterministic=True),
         card["rider_until"], card["pass_number"], card["pass_until"], card_slot,
+        card["rider_from"], card["rider_before_until"], card["riders_before"], card["before_days"],
     )  # fmt: skip
     return slot
 

@@ -354,7 +354,7 @@ def pick_up_card(
         if refused := card_life.refused(life, card_life.Event.ENABLE):
             return refused
         if not application.old_card_number:
-            persons.entitle(memory, change, card, persons.concession_of(memory, application.person_id))
+            persons.entitle(memory, change, card, application.person_id)
             card_life.go(memory, change, card, life, card_life.Event.ENABLE)
             return Event.PICK_UP
         moved = replacement.replace(memory, change, int(memory.engine.find_card(application.old_card_number)), card)

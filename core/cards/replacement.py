@@ -12,11 +12,11 @@ from yikatong.core import limits
 from yikatong.core.acquiring.purses import CLOSED, Purse, account_name, find_purse, general_account, purse_key, purses_of
 from yikatong.core.cards import card_life, card_links
 from yikatong.core.cards.card_life import Event, State
+from yikatong.core.cards.riding import Riding, riding_of
 from yikatong.core.change import Change
 from yikatong.core.identity import persons
 from yikatong.core.memory import Memory
 from yikatong.core.types import Deny, DocumentKind, PostingKind, Result
-from yikatong.v1 import tap_service_pb2
 
 
 def refused(memory: Memory, old: int, time_us: int) -> Result | None:
@@ -49,14 +49,11 @@ def replace(memory: Memory, change: Change, old: int, new: int) -> int | Result:
     _end(memory, change, old, card_life.at(memory, old, change.time_us))
     # The pass goes over; the concession is the person's, or where nobody is on record the old card's.
     person_id = persons.person_of_card(memory, new)
-    concession = persons.concession_of(memory, person_id) if person_id is not None else None
-    rider, until = before["rider"], before["rider_until"]
+    riding = old_riding = riding_of(before)
     if person_id is not None:
-        rider, until = tap_service_pb2.RIDER_ORDINARY, 0
-    if concession is not None:
-        rider, until = concession.rider, persons.day_of(concession.valid_until)
-    change.entitle(new, persons.entitlement(rider, until, before["pass_number"], before["pass_until"]))
-    change.entitle(old, persons.entitlement(before["rider"], before["rider_until"], 0, 0))
+        riding = persons.ridden_by(memory, person_id, Riding(), change.time_us)
+    change.entitle(new, riding.entitlement(before["pass_number"], before["pass_until"]))
+    change.entitle(old, old_riding.entitlement(0, 0))
     card_life.go(memory, change, new, card_life.at(memory, new, change.time_us), Event.ENABLE)
     if before["deny_reasons"] & Deny.DEBT:
         change.deny(new, Deny.DEBT)

@@ -164,7 +164,7 @@ def answered(rules: Rules, memory: Memory, request: Any, time_us: int, caller: C
         return Shown(Result.CONFLICT, False, 0, "", protos.ShownPerson())
     person = protos.ShownPerson()
     if answer.result == Result.ACCEPTED:
-        person = show(rules.people, memory, answer.person_id, answer.card_slot, tuple(answer.fields))
+        person = show(rules.people, memory, answer.person_id, answer.card_slot, tuple(answer.fields), time_us)
     return Shown(Result(answer.result), True, answer.sequence, answer.source, person)
 
 
@@ -201,7 +201,7 @@ def conclude(rules: Rules, memory: Memory, change: Change, request: Any, found: 
     place = _ANSWER + request.request_id
     change.put(DocumentKind.IDENTITY_ANSWER, place, answer.SerializeToString(deterministic=True))
     put_expiry(change, answer.due_time_us, DocumentKind.IDENTITY_ANSWER, place)
-    person = show(rules.people, memory, found.person_id, found.card_slot, fields)
+    person = show(rules.people, memory, found.person_id, found.card_slot, fields, change.time_us)
     return Shown(result, False, change.commit("identity-answered"), found.source, person)
 
 

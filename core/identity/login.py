@@ -513,7 +513,7 @@ def _shown(rules: Rules, memory: Memory, change: Change, login: Login, action: s
     """What the portal of a login is shown, noted before it is shown. What it may not see any more stays out."""
     allowed = set(rules.allowed(login.portal_id, login.purpose))
     fields = tuple(name for name in login.consented_fields if name in allowed)
-    person = show(rules.people, memory, login.person_id, login.card_slot, fields)
+    person = show(rules.people, memory, login.person_id, login.card_slot, fields, change.time_us)
     portal = Caller(access_pb2.ROLE_DEPARTMENT, login.portal_id)
     audit.note(
         change, portal, action, login.person_id,

@@ -4,11 +4,13 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from yikatong.core.cards import card_state, codes, e_cards
+from yikatong.core.cards.riding import day_of, riding_of
 from yikatong.core.change import Change
 from yikatong.core.identity import persons
 from yikatong.core.keys.provider import KeyProvider
 from yikatong.core.memory import Memory
 from yikatong.core.types import NONE, Result
+from yikatong.ext.engine import settlement_date
 from yikatong.v1 import identity_service_pb2, tap_service_pb2
 
 
@@ -83,9 +85,9 @@ class Registers:
 
 
 def show(
-    people: People, memory: Memory, person_id: bytes, card_slot: int, fields: tuple[str, ...]
+    people: People, memory: Memory, person_id: bytes, card_slot: int, fields: tuple[str, ...], time_us: int
 ) -> identity_service_pb2.ShownPerson:
-    """The named fields of a person and a card, and no other. `card_slot` may be NONE."""
+    """The named fields of a person and a card at a journal time, and no other. `card_slot` may be NONE."""
     shown = identity_service_pb2.ShownPerson()
     person = people.show(memory, person_id) if fields else None
     if person is None:
@@ -100,7 +102,8 @@ def show(
     if card_slot != NONE:
         card = memory.engine.card(card_slot)
         values["card_number"] = card["card_number"]
-        values["rider"] = tap_service_pb2.Rider.Name(card["rider"]).removeprefix("RIDER_").lower() if card["rider"] else ""
+        rider, _ = riding_of(card).on(day_of(settlement_date(time_us)))
+        values["rider"] = tap_service_pb2.Rider.Name(rider).removeprefix("RIDER_").lower() if rider else ""
     for name in fields:
         setattr(shown, name, values.get(name, ""))
     return shown

@@ -9,16 +9,15 @@ the person's id, district and the time of registration, the links to cancelled c
 in the journal, which is never rewritten, ciphertext without a key and the keyed index of the citizen number: who has the index
 key and already knows a citizen number can tell that it was registered once, and nothing else."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
-
-import numpy as np
 
 from yikatong.core import limits
 from yikatong.core.access import audit
 from yikatong.core.access.callers import Caller
 from yikatong.core.acquiring.purses import account_name, purses_of
 from yikatong.core.cards import card_links
+from yikatong.core.cards.riding import ORDINARY, Riding, date_of, day_of, riding_of
 from yikatong.core.change import Change, answered
 from yikatong.core.errors import InvalidRequest
 from yikatong.core.identity.identifiers import birth_date, citizen_number_fault, district_fault, is_within
@@ -26,7 +25,7 @@ from yikatong.core.keys.provider import KeyProvider, KeyUnknown, Purpose
 from yikatong.core.memory import Memory
 from yikatong.core.paging import page_size, page_token, parse_page_token
 from yikatong.core.types import NONE, Deny, DocumentKind, Result, wire
-from yikatong.ext.engine import ENTITLEMENT, is_card_number, local_seconds, settlement_date
+from yikatong.ext.engine import is_card_number, local_seconds, settlement_date
 from yikatong.v1 import person_service_pb2 as pb
 from yikatong.v1 import tap_service_pb2
 
@@ -34,7 +33,7 @@ PERSON_ID_BYTES: Final = 16
 PersonData = pb.PersonData
 _DATA: Final = b"data"
 _OF_PERSON, _OF_CARD = b"p", b"c"  # keys of CARD_OF_PERSON
-_CURRENT, _DUE = b"p", b"d"  # keys of CONCESSION
+_CURRENT, _PENDING, _DUE = b"p", b"f", b"d"  # keys of CONCESSION
 _COMPOUND_SURNAMES: Final = frozenset(
     [
         "欧阳", "司马", "上官", "诸葛", "夏侯", "皇甫", "尉迟", "公孙", "慕容", "令狐", "司徒", "司空",
@@ -345,7 +344,7 @@ def erase_person(memory: Memory, request: pb.ErasePersonRequest, time_us: int, c
         return change.answer(request, response, "person-in-use")
     _drop_key(change, document.key_slot)
     change.delete(DocumentKind.PERSON_INDEX, document.index_key)
-    _take_concession(memory, change, request.person_id)
+    _keep_concessions(memory, change, request.person_id, Concessions())
     left = pb.PersonDocument(district=document.district, registered_time_us=document.registered_time_us, erased=True)
     change.put(DocumentKind.PERSON, request.person_id, left.SerializeToString(deterministic=True))
     audit.note(
@@ -397,9 +396,11 @@ def get_person(
     if known is not None:
         _fill(person, known, view)
         shown += [field.name for field, _ in person.data.ListFields()] + ["birth_date"] * (person.birth_date > 0)
-        if view != pb.PERSON_VIEW_PUBLIC and (concession := concession_of(memory, person_id)) is not None:
-            person.concession.CopyFrom(concession)
-            shown.append("concession")
+        concessions = concessions_of(memory, person_id, settlement_date(time_us))
+        for field, concession in zip(("concession", "pending_concession"), concessions, strict=True):
+            if view != pb.PERSON_VIEW_PUBLIC and concession is not None:
+                getattr(person, field).CopyFrom(concession)
+                shown.append(field)
     change = Change(memory, time_us)
     audit.note(
         change, caller, "PersonService.GetPerson", person_id,
@@ -423,41 +424,84 @@ def _fill(person: pb.Person, known: Person, view: int) -> None:
 # ---- concessions ----
 
 
-def concession_of(memory: Memory, person_id: bytes) -> pb.Concession | None:
-    """The concession that a person has or had last."""
-    value = memory.documents.get(DocumentKind.CONCESSION, _CURRENT + person_id)
-    return None if value is None else pb.Concession.FromString(value)
+class Concessions(NamedTuple):
+    """What a person has, or had last, and what begins on a day to come, in its place; None: nothing. A pending one of category
+    ORDINARY is an end."""
+
+    current: pb.Concession | None = None
+    pending: pb.Concession | None = None
+
+    def due_keys(self, person_id: bytes) -> set[bytes]:
+        """Where they stand among those that end; one that another follows on from without a gap is renewed, and does not."""
+        keys = {_due_key(each, person_id) for each in self if each is not None and each.valid_until}
+        if self.current is not None and self.pending is not None and self.current.valid_until:
+            last = self.current.valid_until
+            if is_conceded(self.pending) and day_of(self.pending.valid_from) <= day_of(last) + 1:
+                keys.discard(_due_key(self.current, person_id))
+                keys |= {_due_key(self.pending, person_id)} if self.pending.valid_until else set()
+        return keys
+
+
+def is_conceded(concession: pb.Concession) -> bool:
+    """Whether it is a concession, and not the end of one."""
+    return concession.rider not in (0, tap_service_pb2.RIDER_ORDINARY)
+
+
+def concessions_of(memory: Memory, person_id: bytes, today: int) -> Concessions:
+    """A person's concessions on a date YYYYMMDD: what was pending is current from its first day on, by the day alone."""
+    current, pending = (
+        None if value is None else pb.Concession.FromString(value)
+        for value in (memory.documents.get(DocumentKind.CONCESSION, key + person_id) for key in (_CURRENT, _PENDING))
+    )
+    if pending is not None and pending.valid_from <= today:
+        return Concessions(pending if is_conceded(pending) else None)
+    return Concessions(current, pending)
 
 
 def _due_key(concession: pb.Concession, person_id: bytes) -> bytes:
     return _DUE + concession.valid_until.to_bytes(4, "big") + person_id
 
 
-def _take_concession(memory: Memory, change: Change, person_id: bytes) -> None:
-    if (before := concession_of(memory, person_id)) is not None:
-        change.delete(DocumentKind.CONCESSION, _CURRENT + person_id)
-        if before.valid_until:
-            change.delete(DocumentKind.CONCESSION, _due_key(before, person_id))
+def _keep_concessions(memory: Memory, change: Change, person_id: bytes, kept: Concessions) -> None:
+    """Write what a person has from now on, in place of all that was kept before."""
+    stored = Concessions(
+        *(
+            None if value is None else pb.Concession.FromString(value)
+            for value in (memory.documents.get(DocumentKind.CONCESSION, key + person_id) for key in (_CURRENT, _PENDING))
+        )
+    )
+    for key, before, after in zip((_CURRENT, _PENDING), stored, kept, strict=True):
+        if after is not None:
+            change.put(DocumentKind.CONCESSION, key + person_id, after.SerializeToString(deterministic=True))
+        elif before is not None:
+            change.delete(DocumentKind.CONCESSION, key + person_id)
+    before_due, due = stored.due_keys(person_id), kept.due_keys(person_id)
+    for key in sorted(before_due - due):
+        change.delete(DocumentKind.CONCESSION, key)
+    for key in sorted(due - before_due):
+        change.put(DocumentKind.CONCESSION, key, b"")
 
 
-def entitle(memory: Memory, change: Change, slot: int, concession: pb.Concession | None) -> None:
-    """Put a person's concession on a card, and so on its e-card, beside the pass that they have."""
+def entitle(memory: Memory, change: Change, slot: int, person_id: bytes) -> None:
+    """Put a person's concessions on a card that is theirs from now on, and so on its e-card, beside the pass that it has."""
     card = memory.engine.card(slot)
-    rider = concession.rider if concession is not None else tap_service_pb2.RIDER_ORDINARY
-    until = day_of(concession.valid_until) if concession is not None else 0
-    change.entitle(slot, entitlement(rider, until, card["pass_number"], card["pass_until"]))
+    riding = ridden_by(memory, person_id, riding_of(card), change.time_us)
+    change.entitle(slot, riding.entitlement(card["pass_number"], card["pass_until"]))
 
 
-def entitlement(rider: int, rider_until: int, pass_number: int, pass_until: int) -> bytes:
-    """As Change.entitle takes it; last days in days since 1970-01-01, 0: no end."""
-    made = np.zeros(1, ENTITLEMENT)
-    made[0] = rider_until, pass_until, rider, pass_number
-    return made.tobytes()
+def ridden_by(memory: Memory, person_id: bytes, riding: Riding, time_us: int) -> Riding:
+    """How a card rides that becomes a person's."""
+    date = settlement_date(time_us)
+    today, concessions = day_of(date), concessions_of(memory, person_id, date)
+    for concession, since in ((concessions.current or pb.Concession(), today), (concessions.pending, 0)):
+        if concession is not None:
+            riding = _with(riding, concession, since or day_of(concession.valid_from), today)
+    return riding
 
 
-def day_of(date: int) -> int:
-    """Days from 1970-01-01 to a date YYYYMMDD; 0 for 0."""
-    return (local_seconds(date, 0) + 8 * 3600) // 86_400 if date else 0
+def _with(riding: Riding, concession: pb.Concession, since: int, today: int) -> Riding:
+    rider = concession.rider if is_conceded(concession) else ORDINARY
+    return riding.then(since, rider, day_of(concession.valid_until), today)
 
 
 def _check_concession(concession: pb.Concession, today: int) -> None:
@@ -467,12 +511,12 @@ def _check_concession(concession: pb.Concession, today: int) -> None:
         date = getattr(concession, field)
         if date and local_seconds(date, 0) < 0:
             raise InvalidRequest(f"concession.{field}", "a date YYYYMMDD of 2000 to 2099 is wanted")
-    if concession.valid_from > today:
-        raise InvalidRequest("concession.valid_from", f"a day up to {today} is wanted")
-    if concession.valid_until and concession.valid_until < today:
-        raise InvalidRequest("concession.valid_until", f"is before {today}")
-    given = concession.rider not in (0, tap_service_pb2.RIDER_ORDINARY)
-    if given and not 1 <= len(concession.proof_reference) <= limits.PROOF_CHARACTERS_MAX:
+    latest = date_of(day_of(today) + limits.CONCESSION_AHEAD_DAYS_MAX)
+    if concession.valid_from > latest:
+        raise InvalidRequest("concession.valid_from", f"a day up to {latest} is wanted")
+    if concession.valid_until and concession.valid_until < (first := max(today, concession.valid_from)):
+        raise InvalidRequest("concession.valid_until", f"is before {first}")
+    if is_conceded(concession) and not 1 <= len(concession.proof_reference) <= limits.PROOF_CHARACTERS_MAX:
         raise InvalidRequest("concession.proof_reference", f"1 to {limits.PROOF_CHARACTERS_MAX} characters are wanted")
 
 
@@ -486,20 +530,50 @@ def set_concession(memory: Memory, request: pb.SetConcessionRequest, time_us: in
     change = Change(memory, time_us)
     if document is None or document.erased or not is_visible(caller, document):
         return change.answer(request, pb.SetConcessionResponse(result=wire(Result.PERSON_UNKNOWN)), "person-unknown")
-    concession: pb.Concession | None = None
-    _take_concession(memory, change, request.person_id)
-    if request.concession.rider not in (0, tap_service_pb2.RIDER_ORDINARY):
-        concession = pb.Concession()
-        concession.CopyFrom(request.concession)
-        concession.valid_from = concession.valid_from or today
-        change.put(DocumentKind.CONCESSION, _CURRENT + request.person_id, concession.SerializeToString(deterministic=True))
-        if concession.valid_until:
-            change.put(DocumentKind.CONCESSION, _due_key(concession, request.person_id), b"")
-    for slot in cards_of(memory, request.person_id):
-        if not memory.engine.card(slot)["deny_reasons"] & Deny.CANCELLED:
-            entitle(memory, change, slot, concession)
+    concession = pb.Concession()
+    concession.CopyFrom(request.concession)
+    concession.valid_from = concession.valid_from or today
+    if concession.valid_from > today:
+        kept = Concessions(concessions_of(memory, request.person_id, today).current, concession)
+    else:
+        kept = Concessions(concession if is_conceded(concession) else None)
+    _keep_concessions(memory, change, request.person_id, kept)
+    since, day = day_of(concession.valid_from), day_of(today)
+    _ride(memory, change, request.person_id, lambda riding: _with(riding, concession, since, day))
     audit.note(change, caller, "PersonService.SetConcession", request.person_id, fields=["concession"])
     return change.answer(request, pb.SetConcessionResponse(result=wire(Result.ACCEPTED)), "concession-set")
+
+
+def cancel_pending_concession(
+    memory: Memory, request: pb.CancelPendingConcessionRequest, time_us: int, caller: Caller
+) -> pb.CancelPendingConcessionResponse:
+    """PersonService.CancelPendingConcession."""
+    if (answer := answered(memory, request, pb.CancelPendingConcessionResponse)) is not None:
+        return answer
+    document = load(memory, request.person_id)
+    change = Change(memory, time_us)
+    response = pb.CancelPendingConcessionResponse()
+    if document is None or document.erased or not is_visible(caller, document):
+        response.result = wire(Result.PERSON_UNKNOWN)
+        return change.answer(request, response, "person-unknown")
+    today = settlement_date(time_us)
+    concessions = concessions_of(memory, request.person_id, today)
+    if concessions.pending is None:
+        response.result = wire(Result.WRONG_STATE)
+        return change.answer(request, response, "concession-not-pending")
+    _keep_concessions(memory, change, request.person_id, Concessions(concessions.current))
+    _ride(memory, change, request.person_id, lambda riding: riding.without_pending(day_of(today)))
+    audit.note(change, caller, "PersonService.CancelPendingConcession", request.person_id, fields=["pending_concession"])
+    response.result = wire(Result.ACCEPTED)
+    return change.answer(request, response, "concession-cancelled")
+
+
+def _ride(memory: Memory, change: Change, person_id: bytes, as_now: Callable[[Riding], Riding]) -> None:
+    """Change how a person's cards ride, as many as are not cancelled."""
+    for slot in cards_of(memory, person_id):
+        card = memory.engine.card(slot)
+        if not card["deny_reasons"] & Deny.CANCELLED:
+            change.entitle(slot, as_now(riding_of(card)).entitlement(card["pass_number"], card["pass_until"]))
 
 
 def list_concessions_due(
@@ -522,8 +596,10 @@ def list_concessions_due(
         person_id = key[5:]
         if not is_visible(caller, load(memory, person_id)):
             continue
-        concession = concession_of(memory, person_id)
-        assert concession is not None
+        concessions = concessions_of(memory, person_id, settlement_date(time_us))
+        concession = next((each for each in concessions if each is not None and _due_key(each, person_id) == key), None)
+        if concession is None or key not in concessions.due_keys(person_id):
+            continue  # another one took its place since, by the day alone
         response.due.add(person_id=person_id, concession=concession)
         audit.note(
             change, caller, "PersonService.ListConcessionsDue", person_id,

@@ -17,5 +17,6 @@ def methods(host: Host) -> Methods:
         "CorrectPerson": host.then_destroyed(host.keyed(persons.correct_person)),
         "ErasePerson": host.then_destroyed(host.command_by(persons.erase_person)),
         "SetConcession": host.command_by(persons.set_concession),
+        "CancelPendingConcession": host.command_by(persons.cancel_pending_concession),
         "ListConcessionsDue": host.command_by(persons.list_concessions_due),
     }
