@@ -1034,8 +1034,9 @@ cdef class Engine:
     def add_card(self, str card_number, bytes issuer_id, uint8_t rider, uint32_t expires, int64_t time_us, bytes payload,
                  uint16_t rider_until=0, uint8_t pass_number=0, uint16_t pass_until=0, uint32_t twin=NONE,
                  uint16_t rider_from=0, uint16_t rider_before_until=0, uint8_t riders_before=0, uint8_t before_days=0):
-        """Register a card that is not there yet; returns its slot. `…_until` are days since 1970-01-01, 0: no end; `rider`
-        holds from the day `rider_from` on (0: always), the others before that (yk_card in engine.h). With the slot of a `twin` both pay from one account, and are denied and entitled alike from now on: a card and its e-card.
+        """Register a card that is not there yet; returns its slot. `…_until` and `…_from` are days since 1970-01-01, 0: no
+        end, no beginning; `rider` holds from `rider_from` on, the others before that (yk_card in engine.h). With the slot of a
+        `twin` both pay from one account, and are denied and entitled alike from now on: a card and its e-card.
         Raises ValueError for a twin that is not there or has one already."""
         cdef yk_card_number number
         cdef yk_entitlement entitlement
