@@ -97,7 +97,7 @@ def audit(
             response = (stub.ListAccesses if caller is None else stub.ListCallerAccesses)(request)
     table = Table(box=box.SIMPLE)
     for column in ("record", "when", "caller", "action", "purpose", "shown"):
-        table.add_column(column, justify="right" if column == "record" else "left")
+        table.add_column(column, justify="right" if column == "record" else "left", overflow="fold")
     for entry in response.accesses:
         shown = ", ".join(entry.fields) + (f" of {entry.listed_caller}" if entry.listed_caller else "")
         table.add_row(f"{entry.sequence:,}", _local(entry.time_us), entry.caller, entry.action, entry.purpose, shown)
@@ -144,7 +144,7 @@ def list_command(server: str, ca: Path | None, certificate: Path | None, key: Pa
     """What waits, newest first."""
     table = Table(box=box.SIMPLE)
     for column in ("id", "method", "proposed by", "at", "until"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold", no_wrap=column in ("id", "permit"))
     with _stub(server, "approvals", ca, certificate, key) as stub:
         request = approval_service_pb2.ListApprovalsRequest(state=approval_service_pb2.APPROVAL_STATE_PROPOSED)
         for each in stub.ListApprovals(request).approvals:
@@ -230,7 +230,7 @@ def permits(server: str, ca: Path | None, certificate: Path | None, key: Path | 
     """Exports that were permitted, newest first; which were done stands in exports.log of the data directory."""
     table = Table(box=box.SIMPLE)
     for column in ("permit", "format", "for", "permitted", "until"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold", no_wrap=column in ("id", "permit"))
     names = {number: name for name, number in FORMATS.items()}
     with _stub(server, "exports", ca, certificate, key) as stub:
         for each in stub.ListExportPermits(export_service_pb2.ListExportPermitsRequest()).permits:
