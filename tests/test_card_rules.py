@@ -3,6 +3,7 @@
 import datetime
 from pathlib import Path
 
+import chinese_calendar
 import pytest
 from prometheus_client import generate_latest
 
@@ -34,6 +35,19 @@ def test_working_days(row: str) -> None:
     day, working_days, after = (cell.strip() for cell in row.split("|"))
     got = card_rules.default().after(datetime.date.fromisoformat(day), int(working_days))
     assert got == datetime.date.fromisoformat(after)
+
+
+def test_days_off_are_those_of_the_state_council() -> None:
+    """Against a package that follows the notices, for each year that the file has."""
+    rules = card_rules.default()
+    days = sorted(rules.holidays | rules.working_days)
+    day, last = datetime.date(days[0].year, 1, 1), datetime.date(days[-1].year, 12, 31)
+    differing = []
+    while day <= last:
+        if rules.is_working_day(day) != chinese_calendar.is_workday(day):
+            differing.append(day)
+        day += datetime.timedelta(1)
+    assert differing == []
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 12, 40])

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import zxingcpp
 from city import new_card, new_terminal
+from PIL import Image
 
 from yikatong.clients import phone as phone_module
 from yikatong.clients.connection import Connection, call
@@ -72,12 +74,13 @@ def balance_fen(connection: Connection, card: str) -> int:
 
 
 def read_image(path: Path) -> bytes:
-    """What a decoder that shares nothing with us sees in an image."""
-    from PIL import Image
-
+    """What two decoders that share nothing with us, nor with each other, see in an image: zbar and zxing-cpp."""
+    words = ["zbarimg", "--quiet", "--raw", "--oneshot", "-Sdisable", "-Sqrcode.enable", "-Sbinary", path]
+    seen = subprocess.run(words, capture_output=True, check=True).stdout
     with Image.open(path) as image:
         (found,) = zxingcpp.read_barcodes(np.asarray(image.convert("L")), formats=zxingcpp.BarcodeFormat.QRCode)
-    return bytes(found.bytes)
+    assert seen == bytes(found.bytes)
+    return seen
 
 
 def test_a_gate_taps_by_what_it_reads_from_the_screen(
