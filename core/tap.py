@@ -7,6 +7,7 @@ Each stage takes the whole batch and stands in ext/ under its own name: decode.c
 Decide and post alternate tap by tap, since a tap stands on the balance that the one before it left. The journal (journal.py)
 comes between post and respond in time: the writer lets no answer out before its group commit has returned."""
 
+import logging
 from dataclasses import dataclass
 from hmac import compare_digest
 from typing import Final
@@ -16,14 +17,16 @@ import numpy.typing as npt
 
 from yikatong.core import limits
 from yikatong.core.access.callers import OPERATORS
-from yikatong.core.errors import DeadlineOver, Forbidden, InvalidRequest, YikatongError
-from yikatong.core.keys.provider import KeyReference, KeyUnknown, Purpose
+from yikatong.core.errors import DeadlineOver, Forbidden, InvalidRequest, Unavailable, YikatongError
+from yikatong.core.keys.provider import DeviceFailed, KeyReference, KeyUnknown, Purpose
 from yikatong.core.late import Corrections, note_late, price_again
 from yikatong.core.memory import OPERATOR_PREFIX, Memory
 from yikatong.core.seen import CARDS, TERMINALS
 from yikatong.core.tariffs import read_notes
 from yikatong.core.types import NONE, RECORD
-from yikatong.ext.engine import DEADLINE_OVER, NOT_OWN, Calls
+from yikatong.ext.engine import DEADLINE_OVER, KEY_AWAY, NOT_OWN, Calls
+
+log = logging.getLogger(__name__)
 
 DECODE_ERRORS: Final = {
     -1: ("request", "ends in the middle of a field"),
@@ -59,8 +62,7 @@ def run_taps(
     """Take AuthorizeTapRequest (stored: False) and SubmitTapsRequest (True) messages through the flow, up to the journal.
 
     `time_us` is the journal time: microseconds since 1970, UTC. `bounds` say whose taps each caller may bring
-    (access.py); without them everybody may bring all. Raises DeviceFailed where a key device must be asked and does not
-    answer, and then nothing was done; EngineFault when memory must be rebuilt."""
+    (access.py); without them everybody may bring all. Raises EngineFault when memory must be rebuilt."""
     engine = memory.engine
     accounts = None if bounds is None else _accounts_of_operators(memory)
     counts = engine.decode(
@@ -95,8 +97,10 @@ def run_calls(
 
 
 def _ask_provider(memory: Memory) -> None:
-    """Prove the taps whose keys are elsewhere: a batch for each key."""
+    """Prove the taps whose keys are elsewhere: a batch for each key. Where a key device does not answer, the requests with taps
+    under its keys are refused, and nothing of them is done; the others go on."""
     provider = memory.provider
+    unanswered: list[int] = []
     for key, taps in memory.engine.asked().items():
         issuer_id, key_version, key_index = key
         levels = memory.tap_levels[key]
@@ -107,14 +111,22 @@ def _ask_provider(memory: Memory) -> None:
             )
         except KeyUnknown:  # it went in this very moment: these taps are not proved
             continue
+        except DeviceFailed as error:
+            log.warning("%d taps cannot be proved now: %s", len(taps), error)
+            unanswered += [tap[0] for tap in taps]
+            continue
         right = [tap[0] for tap, mac in zip(taps, macs, strict=provider is not None) if compare_digest(mac[:4], tap[4])]
         memory.engine.prove(right)
+    if unanswered:
+        memory.engine.refuse(unanswered, KEY_AWAY)
 
 
 def decode_error(code: int) -> YikatongError:
     """The error that a negative answer of the decoder stands for."""
     if code == DEADLINE_OVER:
         return DeadlineOver("the deadline had passed before the work began")
+    if code == KEY_AWAY:
+        return Unavailable("the device that holds a tap's key does not answer; nothing was done")
     if code == NOT_OWN:
         return Forbidden("own", "a caller brings taps of its own only: a terminal those it made, an acquirer its terminals'")
     return InvalidRequest(*DECODE_ERRORS[code])

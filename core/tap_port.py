@@ -26,7 +26,7 @@ from yikatong.core.service import SERVICES, Service
 from yikatong.core.status import status_of
 from yikatong.core.tap import DECODE_ERRORS, decode_error
 from yikatong.core.writer import Core, Work
-from yikatong.ext.engine import DEADLINE_OVER, NOT_OWN, Calls
+from yikatong.ext.engine import DEADLINE_OVER, KEY_AWAY, NOT_OWN, Calls
 from yikatong.v1 import account_service_pb2
 
 try:
@@ -116,7 +116,9 @@ class TapPort:
         self._register(SUBMIT_TAPS, transport.LANE_SUBMIT)
         self._handlers[self._register(GET_BALANCE)] = self._get_balance
         self._handlers[self._register(HEALTH_CHECK)] = self._check_health
-        self._decode_failures = {code: _failure(decode_error(code)) for code in (*DECODE_ERRORS, DEADLINE_OVER, NOT_OWN)}
+        self._decode_failures = {
+            code: _failure(decode_error(code)) for code in (*DECODE_ERRORS, DEADLINE_OVER, NOT_OWN, KEY_AWAY)
+        }
         self._checking: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._ticking: asyncio.Task[None] | None = None

@@ -39,7 +39,7 @@ from yikatong.core.errors import (
 from yikatong.core.in_flight import InFlight
 from yikatong.core.journal import Group, Journal, join
 from yikatong.core.keys.key_sets import KeySet
-from yikatong.core.keys.provider import DeviceFailed, KeyProvider, KeyUnknown, SealedDataWrong, TapKey
+from yikatong.core.keys.provider import KeyProvider, KeyUnknown, SealedDataWrong, TapKey
 from yikatong.core.late import Corrections, price_again
 from yikatong.core.memory import EngineSettings, Memory, Photograph, Progress
 from yikatong.core.store import DataDirectory
@@ -318,31 +318,20 @@ class Core:
                 break
             batch.append(calls)
             taken.append(waiting.popleft())
-        try:
-            outcomes, corrections = run_calls(self._memory, batch, time_us, self._settings.taps, now)
-        except DeviceFailed as error:
-            for work in taken:
-                if work.calls in batch:
-                    work.error = error
-            return
+        outcomes, corrections = run_calls(self._memory, batch, time_us, self._settings.taps, now)
         self._observer.on_taps(outcomes)
         self._observer.on_corrections(corrections)
 
     def _taps(self, batch: list[Work], waiting: deque[Work], taken: list[Work], time_us: int) -> None:
         bounds = [work.bound for work in batch]
-        try:
-            result = run_taps(
-                self._memory,
-                [work.request for work in batch],
-                [work.stored for work in batch],
-                time_us,
-                self._settings.taps,
-                bounds if any(bounds) else None,
-            )
-        except DeviceFailed as error:
-            for work in batch:
-                work.error = error
-            return
+        result = run_taps(
+            self._memory,
+            [work.request for work in batch],
+            [work.stored for work in batch],
+            time_us,
+            self._settings.taps,
+            bounds if any(bounds) else None,
+        )
         self._observer.on_taps(result.outcomes)
         self._observer.on_corrections(result.corrections)
         left: list[Work] = []

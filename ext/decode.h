@@ -11,9 +11,10 @@ enum {
     YK_DECODE_NO_TAP = -3,      /* AuthorizeTapRequest without `tap`, SubmitTapsRequest without `taps` */
     YK_DECODE_TOO_MANY = -4,    /* more taps than fit */
     YK_DECODE_TAP_TWICE = -5,   /* AuthorizeTapRequest with two of `tap` */
-    /* and two that a caller of the decoder adds (engine.pyx) */
+    /* and three that a caller of the decoder adds (engine.pyx) */
     YK_DEADLINE_OVER = -6,      /* nobody waits any more: it was not read */
     YK_NOT_OWN = -7,            /* a tap of somebody else than the caller */
+    YK_KEY_AWAY = -8,           /* whoever holds the key of a tap does not answer */
 };
 
 typedef struct {

@@ -5,7 +5,7 @@ stage. One thread calls everything, but for `frozen_*`, which one other thread m
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memmove, memset
 
 import numpy as np
 
@@ -62,7 +62,7 @@ cdef extern from "decode.h":
         uint64_t now_local_s
         uint32_t clock_ahead_s_max
         uint32_t taps_max
-    enum: YK_DEADLINE_OVER, YK_NOT_OWN
+    enum: YK_DEADLINE_OVER, YK_NOT_OWN, YK_KEY_AWAY
     int yk_decode_request(const uint8_t *bytes, size_t n, int stored, const yk_decode_rules *rules, yk_tap *taps) nogil
     int yk_card_number_parse(const uint8_t *text, size_t n, yk_card_number *number) nogil
     size_t yk_card_number_print(const yk_card_number *number, char *text) nogil
@@ -252,6 +252,7 @@ cdef enum:
 
 DEADLINE_OVER = YK_DEADLINE_OVER
 NOT_OWN = YK_NOT_OWN
+KEY_AWAY = YK_KEY_AWAY
 NONE = <uint32_t>YK_NONE
 PAGE_BYTES = YK_PAGE_BYTES
 TABLES = ("cards", "accounts", "terminals", "rides")
@@ -861,6 +862,34 @@ cdef class Engine:
             if i >= self.tap_count or not self.taps[i].asked:
                 raise IndexError(f"tap {i} is not among those that were asked about")
             self.taps[i].proved = 1
+
+    def refuse(self, list taps not None, int error):
+        """Take the requests that these taps (their indices) came with out of the batch; `error` is what became of them."""
+        cdef Calls calls
+        cdef uint32_t i, kept = 0, at = 0
+        refused = bytearray(self.tap_count)
+        for i in taps:
+            refused[i] = 1
+        if self.request_counts:
+            for i in range(len(self.request_counts)):
+                if (self.request_counts[i] or 0) > 0:
+                    self.request_counts[i] = self._keep(refused, self.request_counts[i], error, &at, &kept)
+        else:
+            for calls in self.requests:
+                for i in range(calls.n):
+                    if calls.counts[i] > 0:
+                        calls.counts[i] = self._keep(refused, calls.counts[i], error, &at, &kept)
+        self.tap_count = kept
+
+    cdef int _keep(self, bytearray refused, uint32_t count, int error, uint32_t *at, uint32_t *kept) except *:
+        """One request of `refuse`: its taps move to the front, unless one is refused."""
+        cdef uint32_t start = at[0]
+        at[0] += count
+        if 1 in refused[start:at[0]]:
+            return error
+        memmove(self.taps + kept[0], self.taps + start, count * sizeof(yk_tap))
+        kept[0] += count
+        return count
 
     def run(self, int64_t time_us, bytes priors=b"", bytes notes=b""):
         """Decide and post every tap. `priors`: the records that `priors_wanted` names, in that order, and `notes` a NOTE for each.

@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import uvloop
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
@@ -35,7 +36,7 @@ class ServicePort:
     def __init__(self, data: Path, key_file: Path, rates: Rates | None = None) -> None:
         self.provider: SoftwareProvider = key_sets.load_provider(key_file)
         self.metrics = Metrics()
-        self._loop = asyncio.new_event_loop()
+        self._loop = uvloop.new_event_loop()  # as a server has
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._directory = DataDirectory(data)

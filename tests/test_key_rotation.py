@@ -1,7 +1,9 @@
 """Keys come and go while taps go on: by journal time in the engine, by ceremony at a running server; and keys that the engine
 never holds give the same answers as those that it does."""
 
+import asyncio
 import base64
+import itertools
 import signal
 import time
 from pathlib import Path
@@ -13,13 +15,14 @@ from harness import ISSUER, KEY_SET, OTHER_ISSUER, OTHER_KEY_SET, START_S, Harne
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sdf_device import PIN, TestDevice
+from service_port import ServicePort
 
 from yikatong.clients.connection import Connection
 from yikatong.clients.embedded import EmbeddedServer, ServerFailed
 from yikatong.clients.terminal import local_time_now
 from yikatong.core import limits
 from yikatong.core.config import Settings
-from yikatong.core.errors import ConfigError
+from yikatong.core.errors import ConfigError, Unavailable
 from yikatong.core.keys import key_sets, store
 from yikatong.core.keys.key_sets import KeySet
 from yikatong.core.keys.life import KeyStep, Life
@@ -27,9 +30,10 @@ from yikatong.core.keys.provider import DeviceFailed, KeyReference, Purpose, Tap
 from yikatong.core.keys.software import HeldKey, SoftwareProvider
 from yikatong.core.keys.source import KeySource, read_passphrase
 from yikatong.core.sm2 import PrivateKey
+from yikatong.core.tap_port import TapPort
 from yikatong.core.types import Result
 from yikatong.ext.key_holder import KeyHolder
-from yikatong.v1 import account_service_pb2, card_service_pb2, tap_service_pb2, terminal_service_pb2
+from yikatong.v1 import account_service_pb2, card_service_pb2, tap_service_pb2, tap_service_pb2_grpc, terminal_service_pb2
 
 CARD, TERMINAL = "3104416000000017", bytes.fromhex("112233445566")
 SERVER, LI, WANG = "nine grey herons", "two brown sparrows", "four white cranes"
@@ -158,6 +162,13 @@ def test_answers_are_the_same_wherever_the_key_is(
     assert answers[0] == answers[1]
 
 
+class Away:
+    """A key device that does not answer."""
+
+    def mac_many(self, *_: object) -> list[bytes]:
+        raise DeviceFailed("SDF_CalculateMAC", 0x01010001)
+
+
 def test_a_device_that_fails_answers_nothing_and_changes_nothing(tmp_path: Path, device: TestDevice) -> None:
     device.write(tmp_path / "device.json", {KEY_SET.tap_key().reference: KEY_SET.master})
     provider = device.provider(tmp_path / "device.json")
@@ -169,11 +180,82 @@ def test_a_device_that_fails_answers_nothing_and_changes_nothing(tmp_path: Path,
         core.memory.set_keys(provider.tap_keys())
         made, before = make_tap(), core.engine.next_sequence
         device.fail("SDF_CalculateMAC", 0x01010001)
-        with pytest.raises(DeviceFailed):
-            core.authorize(made)
+        (refused,) = core.run([authorize_request(made)], [False]).responses
+        assert isinstance(refused, Unavailable)
         assert core.engine.next_sequence == before
         assert core.authorize(made).result == Result.ACCEPTED
     provider.close()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    requests=st.lists(
+        st.lists(st.sampled_from(["here", "elsewhere", "unknown card", "malformed", "again"]), min_size=1, max_size=5),
+        min_size=1, max_size=8,
+    ),
+)  # fmt: skip
+def test_a_device_that_is_out_stops_nobody_elses_taps(
+    tmp_path_factory: pytest.TempPathFactory, requests: list[list[str]]
+) -> None:
+    """Requests with a tap whose key lies there are refused whole; the others are answered as if these had never been sent."""
+    number, made = itertools.count(1), []
+    for kinds in requests:
+        taps = []
+        for kind in kinds:
+            at = next(number)
+            own: dict[str, Any] = {"card_number": "99", "key_set": OTHER_KEY_SET} if kind == "here" else {"card_number": CARD}
+            own |= {"unknown card": {"card_number": "5"}, "malformed": {"city": 10_000}}.get(kind, {})
+            taps.append(made[0][0] if kind == "again" and made else make_tap(atc=at, terminal_sequence=at, **own))
+        made.append(taps)
+    asked = [KEY_SET.tap_key()._replace(parent=None), OTHER_KEY_SET]
+    stopped = [any(tap.card_number == CARD and tap.city != 10_000 for tap in taps) for taps in made]
+    answers = []
+    for sent in (range(len(made)), [at for at in range(len(made)) if not stopped[at]]):
+        with Harness(tmp_path_factory.mktemp("out")) as core:
+            core.register_card(CARD)
+            core.register_card("99", OTHER_ISSUER)
+            core.register_terminal(TERMINAL)
+            core.top_up("99", 500)
+            core.memory.provider = Away()  # type: ignore[assignment]
+            core.memory.set_keys(asked)
+            responses = core.run([submit_request(made[at]) for at in sent], [True] * len(sent)).responses
+            assert [isinstance(response, Unavailable) for response in responses] == [stopped[at] for at in sent]
+            answers.append(([each for each in responses if isinstance(each, bytes)], core.engine.balances_fen().tolist()))
+            core.restart()
+            assert core.engine.balances_fen().tolist() == answers[-1][1]
+    assert answers[0] == answers[1]
+
+
+def test_on_the_tap_port_too(tmp_path: Path, key_file: Path) -> None:
+    """Calls that came in together: those under a key of the device are UNAVAILABLE, the others are answered."""
+    with ServicePort(tmp_path / "data", key_file) as port:
+
+        async def listen() -> TapPort:
+            return await TapPort.listen(port.core, port.metrics, Settings(insecure=True, tap_port=0), 0, port.service, None)
+
+        for number, issuer in ((CARD, ISSUER), ("99", OTHER_ISSUER)):
+            card = card_service_pb2.Card(card_number=number, issuer_id=issuer, rider=1)
+            port.call("CardService/RegisterCards", card_service_pb2.RegisterCardsRequest(cards=[card]))
+        terminal = terminal_service_pb2.Terminal(terminal_number=TERMINAL, operator_id="bus", kind=1)
+        port.call("TerminalService/RegisterTerminals", terminal_service_pb2.RegisterTerminalsRequest(terminals=[terminal]))
+        port.core._memory.provider = Away()  # type: ignore[assignment]
+        port.core.set_keys([KEY_SET.tap_key()._replace(parent=None), OTHER_KEY_SET])
+        taps = asyncio.run_coroutine_threadsafe(listen(), port._loop).result(10)
+        made = [
+            make_tap(atc=at, terminal_sequence=at, amount_fen=0, amount_due_fen=0)
+            if at % 3 == 0
+            else make_tap(OTHER_KEY_SET, card_number="99", atc=at, terminal_sequence=at, amount_fen=0, amount_due_fen=0)
+            for at in range(1, 200)
+        ]
+        with grpc.insecure_channel(f"127.0.0.1:{taps.port}") as channel:
+            stub = tap_service_pb2_grpc.TapServiceStub(channel)
+            calls = [stub.AuthorizeTap.future(tap_service_pb2.AuthorizeTapRequest(tap=tap), timeout=10) for tap in made]
+            for tap, answered in zip(made, calls, strict=True):
+                if tap.card_number == CARD:
+                    assert answered.exception().code() == grpc.StatusCode.UNAVAILABLE
+                else:
+                    assert answered.result().outcome.result == Result.ACCEPTED
+        asyncio.run_coroutine_threadsafe(taps.stop(1), port._loop).result(10)
 
 
 # ---- where a server has its keys from ----
@@ -311,8 +393,9 @@ def test_a_server_on_a_device_answers_nothing_while_it_is_away(tmp_path: Path, m
                 with pytest.raises(grpc.RpcError) as caught:
                     _until(Result.ACCEPTED, port, KEY_SET, n)
                 assert caught.value.code() is grpc.StatusCode.UNAVAILABLE  # type: ignore[attr-defined]
-                assert "0x01000003" in caught.value.details()  # type: ignore[attr-defined]
+                assert "device" in caught.value.details()  # type: ignore[attr-defined]
             balance = account_service_pb2.GetBalanceRequest(card_number=CARD)
             assert connection.accounts.GetBalance(balance).balance_fen == 10_000 - (n - 1)
             away.unlink()
             n = _until(Result.ACCEPTED, port, KEY_SET, n)
+        assert "0x01000003" in server.log_path.read_text()
