@@ -193,6 +193,7 @@ RATE_CALLERS_MAX: Final = (
     65_536  # callers whose rates are remembered, some 200 bytes each; who is forgotten begins with a full bucket
 )
 RATE_PER_S_MAX: Final = 1_000_000
+OIDC_PEER_PER_S: Final = 200.0  # of one address: a library's hall behind one, each waiting page asking every two seconds
 RATE_BURST_S: Final = 2.0  # a bucket holds so much of its rate: what comes together after a quiet moment is no flood
 RATE_GENERAL_PER_S: Final = (
     5_000.0  # of one caller: above what the service port does a core, so only several cores' floods meet it

@@ -222,7 +222,10 @@ class Server:
             self._taps = await TapPort.listen(self.core, self.metrics, settings, self.service_port, service, tls)
         if settings.oidc_port >= 0:
             assert self._identity is not None
-            self._oidc = await OidcPort.listen(self._identity, settings)
+            self._oidc = oidc = await OidcPort.listen(self._identity, settings, self.metrics)
+            if tls is not None:
+                served_on = asyncio.get_running_loop()
+                tls.on_change.append(lambda: served_on.call_soon_threadsafe(oidc.take_up_certificate))
         await self._grpc.start()
         loop = asyncio.get_running_loop()
 

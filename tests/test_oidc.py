@@ -6,6 +6,7 @@ import contextlib
 import html
 import re
 import secrets
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -24,9 +25,11 @@ from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, KeySet
 
+from yikatong.bench.certificates import make_certificates
 from yikatong.clients.assertions import Verifier
 from yikatong.clients.embedded import EmbeddedServer, ServerFailed
 from yikatong.core import limits
+from yikatong.core.access.certificates import Subject, write_pair
 from yikatong.core.config import Settings
 from yikatong.core.identity import login, portals
 from yikatong.core.identity.assertions import ES256, ID_TOKEN_TYPE, SM2, Key
@@ -34,6 +37,7 @@ from yikatong.core.identity.identity_service import Identity, IdentityOptions
 from yikatong.core.identity.oidc import OidcPort
 from yikatong.core.identity.portals import Portal
 from yikatong.core.keys import p256
+from yikatong.core.metrics import Metrics
 from yikatong.core.types import Deny, DocumentKind
 
 BACK = "https://library.example/login"
@@ -54,18 +58,19 @@ PORTALS = {
 class World:
     """A city whose identity is served over HTTP, and a browser."""
 
-    def __init__(self, city: City, port: OidcPort) -> None:
-        self.city = city
+    def __init__(self, city: City, port: OidcPort, metrics: Metrics, ca: Path | None = None) -> None:
+        self.city, self.port, self.metrics = city, port, metrics
         self.issuer = port.issuer
         self.citizen: Citizen = city.add_citizen()
         self.phone: Phone = city.phone(self.citizen)
-        self.browser = httpx.AsyncClient(trust_env=False)
+        self.verify: Any = True if ca is None else ssl.create_default_context(cafile=ca)
+        self.browser = httpx.AsyncClient(trust_env=False, verify=self.verify)
         self.verifier = generate_token(48)
 
     def client(self, name: str = "library", **more: Any) -> AsyncOAuth2Client:
         given = {
             "client_id": name, "client_secret": SECRET, "redirect_uri": BACK, "scope": "openid profile rider",
-            "code_challenge_method": "S256", "trust_env": False,
+            "code_challenge_method": "S256", "trust_env": False, "verify": self.verify,
         } | more  # fmt: skip
         return AsyncOAuth2Client(**given)
 
@@ -112,7 +117,7 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def world(folder: Path) -> AsyncIterator[World]:
+async def world(folder: Path, ca: Path | None = None, **settings: Any) -> AsyncIterator[World]:
     with Harness(folder / "data") as core:
         core.now_us = time.time_ns() // 1000
         city = City(core, make_provider(folder), portals=PORTALS)
@@ -121,9 +126,11 @@ async def world(folder: Path) -> AsyncIterator[World]:
             return core.ask(lambda memory, _, time_us: work.command(memory, time_us), None)
 
         identity = Identity(city.provider, IdentityOptions(portals=PORTALS), submit)
-        port = await OidcPort.listen(identity, Settings(data="x", insecure=True, oidc_port=0))
+        metrics = Metrics()
+        given = {"data": "x", "insecure": True, "oidc_port": 0} | settings
+        port = await OidcPort.listen(identity, Settings(**given), metrics)
         city.rules = identity.rules
-        made = World(city, port)
+        made = World(city, port, metrics, ca)
         try:
             yield made
         finally:
@@ -131,9 +138,9 @@ async def world(folder: Path) -> AsyncIterator[World]:
             await port.stop(0)
 
 
-def run(folder: Path, test: Callable[[World], Awaitable[None]]) -> None:
+def run(folder: Path, test: Callable[[World], Awaitable[None]], ca: Path | None = None, **settings: Any) -> None:
     async def within() -> None:
-        async with world(folder) as made:
+        async with world(folder, ca, **settings) as made:
             await test(made)
 
     asyncio.run(within())
@@ -409,6 +416,78 @@ def test_expired_codes_and_lost_cards_open_nothing(tmp_path: Path) -> None:
             assert (await it.browser.get(f"{it.issuer}/userinfo", headers=bearer)).status_code == 401
 
     run(tmp_path, test)
+
+
+# ---- TLS, and how often ----
+
+
+def test_a_client_library_logs_somebody_in_over_tls(tmp_path: Path) -> None:
+    authority = make_certificates(tmp_path)
+    files = {"tls_certificate": str(tmp_path / "server.pem"), "tls_key": str(tmp_path / "server.key")}
+
+    def shown(port: int) -> str:
+        return ssl.get_server_certificate(("127.0.0.1", port))
+
+    async def test(it: World) -> None:
+        assert it.issuer.startswith("https://127.0.0.1:")
+        async with it.client() as client:
+            landed, _ = await it.code(client)
+            token = await it.token(client, landed)
+            told = (await client.get(f"{it.issuer}/userinfo")).json()
+        keys = KeySet.import_key_set((await it.browser.get(f"{it.issuer}/jwks")).json())
+        claims = jwt.decode(token["id_token"], keys, algorithms=[ES256]).claims
+        assert (claims["iss"], claims["sub"], told["name"]) == (it.issuer, told["sub"], it.citizen.data.name)
+        assert all("Secure" in cookie for cookie in (await it.begin(it.client())).headers.get_list("Set-Cookie"))
+        async with httpx.AsyncClient(trust_env=False) as stranger:
+            with pytest.raises(httpx.ConnectError, match=r"(?i)certificate"):
+                await stranger.get(f"{it.issuer}/jwks")
+            with pytest.raises(httpx.RemoteProtocolError):
+                await stranger.get(f"{it.issuer}/jwks".replace("https://", "http://"))
+        before = await asyncio.to_thread(shown, it.port.port)
+        (tmp_path / "server.key").write_text("half a key")
+        it.port.take_up_certificate()
+        assert await asyncio.to_thread(shown, it.port.port) == before
+        write_pair(authority, tmp_path / "server", Subject(dns=("localhost",), ips=("127.0.0.1",)), days=1)
+        it.port.take_up_certificate()
+        assert await asyncio.to_thread(shown, it.port.port) != before
+
+    run(tmp_path, test, tmp_path / "ca.pem", insecure=False, **files)
+
+
+def test_one_address_may_not_ask_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "OIDC_PEER_PER_S", 5.0)
+
+    async def test(it: World) -> None:
+        answers = [await it.browser.get(f"{it.issuer}/jwks") for _ in range(15)]
+        assert [each.status_code for each in answers[:10]] == [200] * 10  # RATE_BURST_S of them
+        last = answers[-1]
+        assert (last.status_code, last.json()) == (429, {"error": "temporarily_unavailable"})
+        assert int(last.headers["Retry-After"]) >= 1
+        assert it.metrics.registry.get_sample_value("yikatong_rate_limited_total", {"method_class": "general"})
+
+    run(tmp_path, test)
+
+
+@pytest.mark.parametrize("which", ["general", "proof", "personal"])
+def test_one_portal_may_not_ask_without_end(tmp_path: Path, which: str) -> None:
+    """Beginning logins, redeeming codes, asking for people's fields; an address that is refused is no other's loss."""
+
+    async def test(it: World) -> None:
+        async def ask() -> httpx.Response:
+            if which == "general":
+                return await it.begin(it.client())
+            if which == "proof":
+                return await it.post(code="none")
+            return await it.browser.get(f"{it.issuer}/userinfo", headers={"Authorization": "Bearer none"})
+
+        statuses = [(await ask()).status_code for _ in range(6)]
+        assert statuses[0] == {"general": 303, "proof": 400, "personal": 401}[which]
+        assert statuses[-1] == 429
+        if which != "personal":
+            async with it.client("museum") as other:
+                assert (await it.begin(other)).status_code == 303
+
+    run(tmp_path, test, **{f"rate_{which}_per_s": 1.0})
 
 
 # ---- in a server ----

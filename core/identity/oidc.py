@@ -4,7 +4,8 @@ The page of the authorisation endpoint shows the login's QR code and loads itsel
 script. The code that the portal gets is the login's ticket, its access token the login's session; both end as login.py says.
 ID tokens are ES256, which clients know, or SM2 for a portal that is registered with that. Redirect URIs are compared character by
 character, each code is good once, and a code that comes again ends the session (RFC 6749, 4.1.2). The page belongs to the browser
-that asked for it, by a cookie.
+that asked for it, by a cookie. How often one address may ask is bounded, and how often one portal: before it is known who calls,
+and after.
 
 aiohttp serves it, on the loop that is there: one library, kept well for long, which also calls foreign code services
 (core/identity/foreign_codes.py)."""
@@ -16,9 +17,11 @@ import hashlib
 import hmac
 import html
 import logging
+import math
 import re
 import secrets
 import ssl
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -29,9 +32,10 @@ from aiohttp import web
 
 from yikatong.core import limits
 from yikatong.core.access.callers import Caller
+from yikatong.core.access.rate_limits import MethodClass, RateLimits, Rates
 from yikatong.core.change import Change
 from yikatong.core.config import Settings
-from yikatong.core.errors import ConfigError, InvalidRequest, Overloaded, Unavailable, YikatongError
+from yikatong.core.errors import ConfigError, InvalidRequest, Overloaded, RateLimited, Unavailable, YikatongError
 from yikatong.core.identity import assertions, login
 from yikatong.core.identity.assertions import ES256, ID_TOKEN_TYPE, SM2, AssertionWrong, check_times, decode, encode, open_token
 from yikatong.core.identity.identity_expiry import put_expiry
@@ -41,11 +45,14 @@ from yikatong.core.identity.visibility import FIELDS
 from yikatong.core.journal import sm3
 from yikatong.core.keys.provider import Purpose
 from yikatong.core.memory import Memory
+from yikatong.core.metrics import Metrics
 from yikatong.core.types import DocumentKind, Result
 from yikatong.v1 import access_pb2
 from yikatong.v1 import identity_service_pb2 as protos
 
 log = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 COOKIE: Final = "yikatong_login"
 POLL_S: Final = 2
@@ -93,18 +100,35 @@ class _Redemption(NamedTuple):
 class OidcPort:
     """The HTTP port; made by `listen`."""
 
-    def __init__(self, identity: Identity, issuer: str, *, secure: bool) -> None:
+    def __init__(self, identity: Identity, issuer: str, rates: Rates, metrics: Metrics, *, secure: bool) -> None:
         self.issuer = issuer
         self.port = 0
         self._identity = identity
+        self._metrics = metrics
+        self._rates = RateLimits(rates, time.monotonic)
+        self._peers = RateLimits(Rates(limits.OIDC_PEER_PER_S), time.monotonic)
         self._secure = secure
         self._runner: web.AppRunner | None = None
+        self._take_up: Callable[[], None] = lambda: None
+
+    def take_up_certificate(self) -> None:
+        """New connections get the certificate that is in the file now; the one before, where it cannot be read."""
+        try:
+            self._take_up()
+        except ConfigError as error:
+            log.error("%s", error)
 
     @classmethod
-    async def listen(cls, identity: Identity, settings: Settings) -> "OidcPort":
+    async def listen(cls, identity: Identity, settings: Settings, metrics: Metrics) -> "OidcPort":
         """Serve on `oidc_port`. Raises ConfigError."""
-        tls = None if settings.insecure else _tls_context(settings)
-        port = cls(identity, settings.issuer, secure=tls is not None)
+        tls = None
+        if not settings.insecure:
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # for browsers, which have no certificate of their own
+            tls.minimum_version = ssl.TLSVersion.TLSv1_2
+            _take_certificate(tls, settings)
+        rates = Rates(settings.rate_general_per_s, settings.rate_personal_per_s, settings.rate_proof_per_s)
+        port = cls(identity, settings.issuer, rates, metrics, secure=tls is not None)
+        port._take_up = lambda: None if tls is None else _take_certificate(tls, settings)
         await port._start(settings.host, settings.oidc_port, tls)
         if not port.issuer:
             port.issuer = f"{'https' if tls else 'http'}://{settings.url(port.port)}"
@@ -115,7 +139,7 @@ class OidcPort:
         return port
 
     async def _start(self, host: str, number: int, tls: ssl.SSLContext | None) -> None:
-        application = web.Application(client_max_size=FORM_BYTES_MAX, middlewares=[_guard])
+        application = web.Application(client_max_size=FORM_BYTES_MAX, middlewares=[_guard, self._slow])
         application.add_routes(
             [
                 web.get("/.well-known/openid-configuration", self.discovery),
@@ -137,6 +161,20 @@ class OidcPort:
             await self._runner.cleanup()
             raise ConfigError("oidc_port", f"cannot listen on {host}:{number}") from error
         self.port = self._runner.addresses[0][1]
+
+    @web.middleware
+    async def _slow(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Nobody asks too often from one address."""
+        self._take(self._peers, Caller(access_pb2.ROLE_UNSPECIFIED, request.remote or ""), MethodClass.GENERAL)
+        return await handler(request)
+
+    def _take(self, rates: RateLimits, caller: Caller, of_class: MethodClass) -> None:
+        """Count a call. Raises RateLimited."""
+        try:
+            rates.take(caller, of_class)
+        except RateLimited:
+            self._metrics.on_rate_limited(of_class.value)
+            raise
 
     async def stop(self, drain_s: float) -> None:
         """Let calls in flight finish."""
@@ -191,6 +229,7 @@ class OidcPort:
         fault = _authorization_fault(asked, portal)
         if fault is not None:
             return self._back(redirect_uri, error=fault[0], error_description=fault[1], state=asked.get("state", ""))
+        self._take(self._rates, _caller(portal), MethodClass.GENERAL)
         fields = {name for scope in asked["scope"].split() for name in SCOPES.get(scope, ())}
         message = protos.StartLoginRequest(
             request_id=secrets.token_bytes(16),
@@ -267,6 +306,7 @@ class OidcPort:
         """RFC 6749, 4.1.3."""
         try:
             given = await self._redemption(request)
+            self._take(self._rates, _caller(given.portal), MethodClass.PROOF)
             return await self._redeem(given)
         except TokenRefused as error:
             status = 401 if error.code == "invalid_client" else 400
@@ -375,6 +415,8 @@ class OidcPort:
         if scheme.lower() != "bearer" or not token:
             return web.json_response({}, status=401, headers={"WWW-Authenticate": 'Bearer realm="yikatong"'})
 
+        self._take(self._rates, Caller(access_pb2.ROLE_UNSPECIFIED, request.remote or ""), MethodClass.PERSONAL)
+
         def show(rules: login.Rules, memory: Memory, _: Any, time_us: int, caller: Caller) -> login.Redeemed:
             return login.show_session(rules, memory, token, time_us)
 
@@ -393,19 +435,16 @@ def _caller(portal: Portal) -> Caller:
     return Caller(access_pb2.ROLE_DEPARTMENT, portal.id)
 
 
-def _tls_context(settings: Settings) -> ssl.SSLContext:
-    """The server's certificate, shown to browsers, which have none of their own."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
+def _take_certificate(context: ssl.SSLContext, settings: Settings) -> None:
     try:
-        context.load_cert_chain(Path(settings.tls_certificate), Path(settings.tls_key))
+        for each in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), context):  # what fails in the first leaves the other as it was
+            each.load_cert_chain(Path(settings.tls_certificate), Path(settings.tls_key))
     except OSError as error:  # SSLError is one
         raise ConfigError("tls_certificate", f"cannot be read, or tls_key is not its key: {error}") from error
-    return context
 
 
 @web.middleware
-async def _guard(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
+async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Headers on every answer, and no error that tells more than it should."""
     try:
         response = await handler(request)
@@ -414,6 +453,9 @@ async def _guard(request: web.Request, handler: Callable[[web.Request], Awaitabl
         response = web.json_response({"error": "invalid_request"}, status=error.status, headers=allow)
     except InvalidRequest as error:
         response = web.json_response({"error": "invalid_request", "error_description": str(error)}, status=400)
+    except RateLimited as error:
+        again = {"Retry-After": str(math.ceil(error.retry_s))}
+        response = web.json_response({"error": "temporarily_unavailable"}, status=429, headers=again)
     except (Overloaded, Unavailable):
         response = web.json_response({"error": "temporarily_unavailable"}, status=503, headers={"Retry-After": "1"})
     except Exception:
