@@ -126,6 +126,9 @@ BATCH_ROWS_MAX: Final = 100_000
 BATCH_BYTES_MAX: Final = 1 << 20  # of rows in one request, some 8,000: far below what a message may have
 BATCH_ROWS_AT_ONCE: Final = 64  # in one change: some 20 ms, between which taps have their turn
 BATCH_LINE_BYTES_MAX: Final = 4_096
+CHIP_WAIT_S: Final = (
+    10 * 86_400
+)  # a replaced card's chip money waits so long for offline rides made before: cities say 7 to 15 days
 HEIRS_LOOKED_AT: Final = 64  # replaced cards looked at in one go for money that came to them late
 OVERDUE_COUNTED_MAX: Final = 4_000  # overdue applications that the metric counts: as SCAN_DOCUMENTS_MAX
 CODE_BYTES_MAX: Final = 664  # of any code: a ride code with all of its custom data is 587; a QR code of that size is hard to read

@@ -168,6 +168,7 @@ class Books:
     held: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
     names: dict[int, str] = field(default_factory=dict)
     purses: dict[int, int] = field(default_factory=dict)  # card slot → account
+    chips: dict[int, int] = field(default_factory=dict)  # card slot → account of the money on its chip
     documents: dict[tuple[int, bytes], bytes] = field(default_factory=dict)
     records: int = 0
     accounts: int = 1
@@ -324,6 +325,8 @@ class Auditor:
         else:
             prefix = "operator:" if record.kind == OPERATOR else ""
             books.names[account] = prefix + payload_of(record, payloads).decode()
+        if record.kind == ACCOUNT and record.card != NONE:
+            books.chips[record.card] = account
 
     def _hold(self, record: Record, where: str) -> None:
         books, account = self.books, record.debit_account
@@ -353,7 +356,8 @@ class Auditor:
         if not charged:
             return
         require(bool(record.flags & COUNTED), f"{where}: a tap that its card did not prove is charged")
-        require(record.debit_account == books.purses[record.card], f"{where}: another purse than the card's pays")
+        payers = books.chips if record.profile == 1 and record.card in books.chips else books.purses
+        require(record.debit_account == payers[record.card], f"{where}: another purse than the card's pays")
         self._move(record, where)
         if record.result == ACCEPTED and not record.flags & STORED and record.amount_fen:
             purse = record.debit_account

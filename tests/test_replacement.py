@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from payments import RULES_TEXT
 from people import new_id
 
+from yikatong.core import limits
 from yikatong.core.acquiring import authorizations, merchants, purses
 from yikatong.core.cards import card_links, e_cards, issuance, replacement
 from yikatong.core.cards.card_life import State
@@ -21,7 +22,7 @@ from yikatong.core.cards.riding import Riding
 from yikatong.core.identity import persons
 from yikatong.core.rules.purse_rules import parse
 from yikatong.core.rules.source import Source
-from yikatong.core.types import Deny, DocumentKind, PostingKind, Result
+from yikatong.core.types import CHIP_PREFIX, Deny, DocumentKind, PostingKind, Result
 from yikatong.v1 import authorization_service_pb2, e_card_service_pb2, merchant_service_pb2, person_service_pb2, purse_service_pb2
 
 RULES = parse(Source("rules", RULES_TEXT.encode()))
@@ -201,6 +202,98 @@ def test_what_comes_late_follows(desk: CardDesk) -> None:
     desk.cancel("102")
     desk.core.submit(make_tap(card_number="101", amount_fen=1, amount_due_fen=1, atc=2, terminal_sequence=3))
     assert desk.run(replacement.follow_heirs) == 0  # nobody to follow to
+
+
+def chip_fen(desk: CardDesk, card: str) -> int:
+    return int(desk.core.engine.balance_fen(desk.memory.account(CHIP_PREFIX + card)))
+
+
+def put_on_chip(desk: CardDesk, card: str, fen: int) -> None:
+    """As a load does."""
+    slot = desk.slot(card)
+    account = desk.core.engine.card(slot)["account"]
+    desk.change(lambda change: change.move(account, change.open_account(CHIP_PREFIX + card, slot), fen, PostingKind.LOAD, slot))
+
+
+def test_money_on_the_chip_follows_after_its_rides(desk: CardDesk) -> None:
+    person_id = begin(desk)
+    desk.core.top_up("100", 1_000)
+    put_on_chip(desk, "100", 600)
+    desk.lose("100")
+    application_id = desk.issue(person_id, "101", issuance.REPLACEMENT, pick_up=False, old_card_number="100")
+    assert desk.pick_up(application_id).moved_fen == 400
+    made_s = desk.core.now_s
+    desk.core.pass_time(limits.CHIP_WAIT_S - 1)
+    assert desk.run(replacement.follow_heirs) == 0
+    tap = make_tap(card_number="100", amount_fen=150, amount_due_fen=150)  # a ride before the loss, uploaded late
+    (late,) = desk.core.submit(tap)
+    assert (late.result, chip_fen(desk, "100")) == (Result.ACCEPTED, 450)
+    assert desk.run(replacement.follow_heirs) == 0
+    desk.core.restart()
+    desk.core.pass_time(1)
+    assert [desk.run(replacement.follow_heirs) for _ in range(3)] == [1, 0, 0]
+    assert (chip_fen(desk, "100"), fen_of(desk, "101")) == (0, {"general": 850})
+    # One that comes later still is owed by who made it.
+    (later,) = desk.core.submit(make_tap(card_number="100", amount_fen=50, amount_due_fen=50, atc=2, terminal_sequence=2))
+    assert (later.result, chip_fen(desk, "100")) == (Result.DEBT_BOOKED, -50)
+    assert desk.run(replacement.follow_heirs) == 1
+    assert (chip_fen(desk, "100"), fen_of(desk, "101")) == (0, {"general": 800})
+    assert desk.reasons("100") == Deny.CANCELLED
+    assert desk.core.now_s == made_s + limits.CHIP_WAIT_S
+
+
+CHIP_MOVES = st.lists(
+    st.tuples(st.sampled_from(["load", "ride", "replace", "wait", "follow", "restart", "checkpoint"]), st.integers(1, 900)),
+    max_size=20,
+)
+
+
+@settings(max_examples=20, deadline=None)
+@given(moves=CHIP_MOVES)
+def test_no_money_on_a_chip_is_made_or_lost(tmp_path_factory: pytest.TempPathFactory, moves: list[tuple[str, int]]) -> None:
+    """Loads, rides of any of a person's chips, replacements and days: what is left is what came in less the rides."""
+    desk = CardDesk(tmp_path_factory.mktemp("chips"))
+    try:
+        person_id, cards, owned = begin(desk), ["100"], 10_000
+        desk.core.top_up("100", owned)
+        put_on_chip(desk, "100", 1)
+        replaced_s: dict[str, int] = {}
+        for at, (move, fen) in enumerate(moves, 1):
+            if move == "load":
+                put_on_chip(desk, cards[-1], fen)
+            elif move == "ride":
+                number = cards[fen % len(cards)]
+                tap = make_tap(card_number=number, atc=at, terminal_sequence=at, amount_fen=fen, amount_due_fen=fen)
+                (ridden,) = desk.core.submit(tap)
+                owned -= ridden.charged_fen
+            elif move == "replace":
+                new = str(1_000 + at)
+                application_id = desk.issue(person_id, new, issuance.REPLACEMENT, pick_up=False, old_card_number=cards[-1])
+                assert desk.pick_up(application_id).result == Result.ACCEPTED
+                replaced_s[cards[-1]] = desk.core.now_s
+                cards.append(new)
+                put_on_chip(desk, new, 1)
+            elif move == "wait":
+                desk.core.pass_time(fen * limits.CHIP_WAIT_S // 900)
+            elif move != "follow":
+                getattr(desk.core, move)()
+            desk.run(replacement.follow_heirs)
+            general = {number: desk.core.balance(number).balance_fen for number in cards}
+            chips = {number: chip_fen(desk, number) for number in cards}
+            assert sum(general.values()) + sum(chips.values()) == owned
+            for number, since_s in replaced_s.items():
+                assert general[number] == 0
+                assert chips[number] >= 0
+                assert chips[number] == 0 or desk.core.now_s < since_s + limits.CHIP_WAIT_S
+            assert desk.core.engine.imbalance_fen() == 0
+        before = {number: chip_fen(desk, number) for number in cards}
+        desk.core.restart()
+        assert {number: chip_fen(desk, number) for number in cards} == before
+        desk.core.checkpoint()
+        folder = desk.core.path
+    finally:
+        desk.close()
+    audit(folder)
 
 
 def test_the_e_card_ends_with_its_card_and_the_next_card_gets_another(desk: CardDesk) -> None:

@@ -3,9 +3,11 @@
 What moves: the balance (or debt) of the general purse, every restricted purse with its money, what was used of limits, the pass;
 the concession comes from the person. Something on hold keeps a card from being replaced (CARD_HELD): a hold belongs to a merchant
 who was promised the money of that card. What comes to the old card later (a stored tap, a refund, a corrected fare) follows by
-`follow_heirs`. Refunds of restricted purses that moved go to their funders, as those of any closed purse do."""
+`follow_heirs`, and so does the money on its chip, CHIP_WAIT_S later: until then the chip's rides before the loss are still
+uploaded, and are paid from it. Refunds of restricted purses that moved go to their funders, as those of any closed purse do."""
 
 import weakref
+from collections.abc import Iterator
 from typing import Final
 
 from yikatong.core import limits
@@ -16,7 +18,7 @@ from yikatong.core.cards.riding import Riding, riding_of
 from yikatong.core.change import Change
 from yikatong.core.identity import persons
 from yikatong.core.memory import Memory
-from yikatong.core.types import Deny, DocumentKind, PostingKind, Result
+from yikatong.core.types import CHIP_PREFIX, Deny, DocumentKind, PostingKind, Result
 
 
 def refused(memory: Memory, old: int, time_us: int) -> Result | None:
@@ -107,6 +109,7 @@ def _move_limits(memory: Memory, change: Change, old: int, new: int) -> None:
 
 # ---- what comes late ----
 
+US: Final = 1_000_000
 _NEXT: Final[weakref.WeakKeyDictionary[Memory, int]] = weakref.WeakKeyDictionary()
 """Slot from which replaced cards are looked at next, by memory."""
 
@@ -123,18 +126,32 @@ def follow_heirs(memory: Memory, time_us: int) -> int:
     for old, heir in pairs:
         while (further := card_links.heir_of(memory, heir)) is not None:
             heir = further
-        account = general_account(memory, old)
-        amount_fen = int(memory.engine.balance_fen(account)) - int(memory.engine.held_fen(account))
-        state = State(card_life.at(memory, heir, time_us).state)
-        if not amount_fen or state is State.CANCELLED:
+        moves = list(_came_late(memory, old, time_us))
+        if not moves or State(card_life.at(memory, heir, time_us).state) is State.CANCELLED:
             continue
         followed += 1
         own = general_account(memory, heir)
-        _move(change, account, own, amount_fen, heir)
-        left[heir] = left.get(heir, int(memory.engine.balance_fen(own))) + amount_fen
+        left.setdefault(heir, int(memory.engine.balance_fen(own)))
+        for account, amount_fen in moves:
+            _move(change, account, own, amount_fen, heir)
+            left[heir] += amount_fen
         if left[heir] < 0:
             change.deny(heir, memory.engine.card(heir)["deny_reasons"] | Deny.DEBT)
         change.deny(old, Deny.CANCELLED)
     if followed:
         change.commit("heirs-followed")
     return followed
+
+
+def _came_late(memory: Memory, old: int, time_us: int) -> Iterator[tuple[int, int]]:
+    """Accounts of a replaced card with what is to follow from them."""
+    account = general_account(memory, old)
+    amount_fen = int(memory.engine.balance_fen(account)) - int(memory.engine.held_fen(account))
+    if amount_fen:
+        yield account, amount_fen
+    chip = memory.account(CHIP_PREFIX + memory.engine.card(old)["card_number"])
+    if chip is not None:
+        amount_fen = int(memory.engine.balance_fen(chip))
+        waited_us = time_us - card_life.at(memory, old, time_us).since_time_us
+        if amount_fen < 0 or (amount_fen and waited_us >= limits.CHIP_WAIT_S * US):
+            yield chip, amount_fen
