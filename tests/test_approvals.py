@@ -137,6 +137,17 @@ def test_cut_off_between_approval_and_deed(port: ServicePort) -> None:
         assert not is_locked(port)
 
 
+def test_what_nobody_decided_is_shown_as_over(port: ServicePort) -> None:
+    proposed = propose(port)
+    states = (approval_service_pb2.APPROVAL_STATE_PROPOSED, approval_service_pb2.APPROVAL_STATE_EXPIRED)
+    for over in (0, 1):
+        counts = [len(port.call("ApprovalService/ListApprovals", state=state).approvals) for state in states]
+        assert counts == [1 - over, over]
+        shown = port.call("ApprovalService/GetApproval", approval_id=proposed.approval_id, purpose="to look")
+        assert shown.approval.state == states[over]
+        expire(port, proposed.approval_id)
+
+
 # ---- the ways it must not go ----
 
 REFUSED = [

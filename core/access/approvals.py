@@ -28,6 +28,7 @@ from yikatong.v1 import access_pb2, approval_service_pb2, journal_pb2
 PROPOSED: Final = approval_service_pb2.APPROVAL_STATE_PROPOSED
 APPROVED: Final = approval_service_pb2.APPROVAL_STATE_APPROVED
 REJECTED: Final = approval_service_pb2.APPROVAL_STATE_REJECTED
+EXPIRED: Final = approval_service_pb2.APPROVAL_STATE_EXPIRED
 _KEY_BYTES: Final = 8
 _LAST: Final = (1 << 64) - 1
 _parse = journal_pb2.HeldRequest.FromString
@@ -163,21 +164,32 @@ class ToExecute(NamedTuple):
 
 
 def list_approvals(
-    memory: Memory, request: approval_service_pb2.ListApprovalsRequest, _: int
+    memory: Memory, request: approval_service_pb2.ListApprovalsRequest, time_us: int
 ) -> approval_service_pb2.ListApprovalsResponse:  # fmt: skip
     """ApprovalService.ListApprovals."""
     found, token = page(
-        memory, DocumentKind.APPROVAL, _parse, size=request.page_size, token=request.page_token,
-        wanted=lambda held: not request.state or held.approval.state == request.state,
+        memory, DocumentKind.APPROVAL, lambda value: _as_of(_parse(value), time_us), size=request.page_size,
+        token=request.page_token, wanted=lambda held: not request.state or held.approval.state == request.state,
     )  # fmt: skip
     return approval_service_pb2.ListApprovalsResponse(approvals=[held.approval for held in found], next_page_token=token)
 
 
+def _as_of(held: journal_pb2.HeldRequest, time_us: int) -> journal_pb2.HeldRequest:
+    """As it stands at a time: what nobody decided ends by itself."""
+    if held.approval.state == PROPOSED and time_us >= held.approval.expires_us:
+        held.approval.state = EXPIRED
+    return held
+
+
 def get_approval(
-    memory: Memory, request: approval_service_pb2.GetApprovalRequest, provider: KeyProvider | None, method_of: Any
+    memory: Memory,
+    request: approval_service_pb2.GetApprovalRequest,
+    time_us: int,
+    provider: KeyProvider | None,
+    method_of: Any,
 ) -> approval_service_pb2.GetApprovalResponse:
     """ApprovalService.GetApproval. `method_of` finds a method's descriptor by its name."""
-    held = _held(memory, request.approval_id)
+    held = _as_of(_held(memory, request.approval_id), time_us)
     response = approval_service_pb2.GetApprovalResponse(approval=held.approval)
     if provider is not None:
         message: Message = GetMessageClass(method_of(held.approval.method).input_type).FromString(_open(provider, held))

@@ -166,7 +166,7 @@ class Oversight:
     ) -> approval_service_pb2.GetApprovalResponse:
         """ApprovalService.GetApproval."""
         response: approval_service_pb2.GetApprovalResponse = await self._ask(
-            lambda memory, _: approvals.get_approval(memory, request, self._provider, method_of), deadline
+            lambda memory, time_us: approvals.get_approval(memory, request, time_us, self._provider, method_of), deadline
         )
         return response
 
