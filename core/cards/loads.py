@@ -13,7 +13,8 @@ one at most, and they share the money of the largest: nothing is debited twice. 
     PENDING ──StartLoad, same counter──────────→ PENDING     another attempt
 
 MAC1 alone cannot bring money back: an answer that the chip gave before it took the load proves nothing, so ReturnLoad wants one
-to an amount that nobody could foretell. A TAC may still come for a load that is PROVED: then its amount is known."""
+to an amount that nobody could foretell, asked for after the last attempt began. A TAC may still come for a load that is PROVED:
+then its amount is known."""
 
 import secrets
 from collections.abc import Callable, Sequence
@@ -257,6 +258,7 @@ def _start(card: _Card, change: Change, request: pb.StartLoadRequest, response: 
         key_index=answer.key_index,
     )
     card.put(change, load)
+    chip.challenge_fen = 0  # an answer to it may have been made before the chip takes this load
     card.put_chip(change, chip)
     session = session_data(answer.random, answer.online_counter)
     response.mac2 = card.mac(Purpose.LOAD, answer.key_version, answer.key_index, session, mac2_message(attempt))
