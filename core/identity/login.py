@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from yikatong.core import limits
 from yikatong.core.access import audit
 from yikatong.core.access.callers import Caller
-from yikatong.core.cards import card_state
+from yikatong.core.cards import card_state, e_cards
 from yikatong.core.cards.device_proof import message_of
 from yikatong.core.change import REQUEST_ID_BYTES, Change
 from yikatong.core.errors import ConfigError, InvalidRequest
@@ -470,6 +470,13 @@ def get_login(
     return response
 
 
+def _bearer_refused(memory: Memory, login: Login, time_us: int) -> Result | None:
+    """Why nothing comes of a login any more that was good when it was answered: its card's state, or since the device that answered
+    was revoked or its e-card cancelled."""
+    usable = e_cards.usable(memory, login.device_id, time_us)
+    return usable if isinstance(usable, Result) else None
+
+
 def find_ticket(rules: Rules, memory: Memory, text: str) -> Login | None:
     """The login that a ticket is for, whoever asks."""
     return _find(rules, memory, "ticket", text)
@@ -498,7 +505,7 @@ def redeem(
         _put(change, login, after, limits.LOGIN_KEPT_S, 0)
         change.commit("ticket-used-twice")
         return Redeemed(Result.TICKET_USED)
-    refused = card_state.refusal(memory, login.card_slot, time_us)
+    refused = _bearer_refused(memory, login, time_us)
     if refused is not None:
         return Redeemed(refused)
     if not again:
@@ -528,7 +535,7 @@ def show_session(rules: Rules, memory: Memory, text: str, time_us: int) -> Redee
     if login is None:
         return Redeemed(Result.LOGIN_UNKNOWN)
     after = _after(login, Event.USE, time_us)
-    refused = after if isinstance(after, Result) else card_state.refusal(memory, login.card_slot, time_us)
+    refused = after if isinstance(after, Result) else _bearer_refused(memory, login, time_us)
     if refused is not None:
         return Redeemed(refused)
     return _shown(rules, memory, Change(memory, time_us), login, "IdentityService.UserInfo", "person-shown")
@@ -640,7 +647,7 @@ def _refused_app(
     after = _after(here, Event.USE, time_us)
     if isinstance(after, Result):
         return after
-    refused = card_state.refusal(memory, here.card_slot, time_us)
+    refused = _bearer_refused(memory, here, time_us)
     if refused is not None:
         return refused
     value = memory.documents.get(DocumentKind.CONSENT, _consent_key(here.person_id, portal_id, request.to_portal_id))
