@@ -1,4 +1,4 @@
-"""A login stands and falls with the device that answered it: one that was revoked, or whose e-card was cancelled, logs nobody in."""
+"""A login stands and falls with the device that answered it: revoked, or its e-card cancelled, it logs nobody in."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -471,8 +471,8 @@ def get_login(
 
 
 def _bearer_refused(memory: Memory, login: Login, time_us: int) -> Result | None:
-    """Why nothing comes of a login any more that was good when it was answered: its card's state, or since the device that answered
-    was revoked or its e-card cancelled."""
+    """Why nothing comes of a login any more that was good when it was answered: its card's state, or since its device was revoked
+    or its e-card cancelled."""
     usable = e_cards.usable(memory, login.device_id, time_us)
     return usable if isinstance(usable, Result) else None
 
