@@ -2,7 +2,8 @@
 while one of them is locked out (lockout.py). Which methods those are follows from the protos, whom a request is about from
 its fields.
 
-Terminals and acquirers are left out: they bring rides that have happened, of whatever people hold before a reader."""
+Taps are left out (rate_limits.py): they are rides that have happened, of whatever people hold before a reader. What else a
+terminal brings counts as the terminal's own: a reader that guesses is stopped, and can lock nobody's card out."""
 
 import asyncio
 from collections import OrderedDict
@@ -36,7 +37,9 @@ COUNTED_ROLES: Final = (access_pb2.ROLE_DEPARTMENT, access_pb2.ROLE_BANK, access
 
 def keys_of(request: Message, caller: Caller) -> list[LockoutKey]:
     """Whose wrong proofs a request would count as: the caller's and, by fields of these names however deep, those of cards,
-    persons and devices; in one order for all."""
+    persons and devices; in one order for all. A terminal's count as its own alone."""
+    if caller.role == access_pb2.ROLE_TERMINAL:
+        return [lockout.of_caller(caller)]
     if caller.role not in COUNTED_ROLES:
         return []
     return [lockout.of_caller(caller), *sorted(set(_subjects(request)), key=str)]

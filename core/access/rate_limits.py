@@ -3,7 +3,7 @@
 The class follows from the protos, so a new method has one without being listed. Taps have no bucket, on either port: the ride has
 happened, refusing its upload loses money and frees nobody, and what a flood of them can hold up is bounded where it would (queue,
 connections: TAP_… in core/limits.py). A wrong MAC among them opens nothing and uses up no counter. A tap is what a terminal may
-bring with a secret in it, and what shows nobody anything."""
+bring in a field `tap` or `taps`, and what shows nobody anything; a load of the chip purse is none, since money moves by it."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -37,7 +37,8 @@ def class_of(method: MethodDescriptor) -> MethodClass:
     if may_show(method.input_type, SECRET):
         options: Any = method.GetOptions()
         by_terminals = any(grant.role == access_pb2.ROLE_TERMINAL for grant in options.Extensions[access_pb2.access].grants)
-        return MethodClass.TAP if by_terminals and not shows else MethodClass.PROOF
+        holds_taps = not {"tap", "taps"}.isdisjoint(method.input_type.fields_by_name)
+        return MethodClass.TAP if by_terminals and holds_taps and not shows else MethodClass.PROOF
     return MethodClass.PERSONAL if shows else MethodClass.GENERAL
 
 
