@@ -24,6 +24,7 @@ from yikatong.ext.key_holder import KeyHolder
 FORMAT: Final = 1
 _FIELDS: Final = {"format", "purpose", "version", "index", "issuer_id", "levels", "kcv", "transport_kcv", "sealed"}
 COMPONENTS: Final = (2, 3)
+KEY_BYTES: Final = 16
 
 
 class Wrapped(NamedTuple):
@@ -36,12 +37,15 @@ class Wrapped(NamedTuple):
 
 
 def join(components: Sequence[KeyHolder], check_value: bytes) -> KeyHolder:
-    """The key whose components these are. Raises CeremonyRefused where two are the same, or it is not the key of that KCV."""
+    """The key whose components these are. Raises CeremonyRefused where two are the same, one is all zeros, or it is not the key of
+    that KCV."""
     if len(components) not in COMPONENTS:
         raise CeremonyRefused("a key has two or three components")
     for i, component in enumerate(components):
         if any(component.same(other) for other in components[:i]):
             raise CeremonyRefused("two components are the same")
+        if component.same(KeyHolder.take(bytearray(KEY_BYTES))):
+            raise CeremonyRefused("a component is all zeros: the others alone would tell the key")
     whole = components[0]
     for component in components[1:]:
         whole = whole.xor(component)
