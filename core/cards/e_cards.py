@@ -24,7 +24,7 @@ from yikatong.core.cards.card_state import refusal
 from yikatong.core.change import Change, answered
 from yikatong.core.commands import CARD_NUMBER_WANTED
 from yikatong.core.errors import InvalidRequest, NotFound
-from yikatong.core.keys.provider import KeyProvider, KeyReference, Purpose
+from yikatong.core.keys.provider import KeyProvider, KeyReference, KeyRetired, KeyUnknown, Purpose
 from yikatong.core.memory import Memory
 from yikatong.core.types import NONE, DocumentKind, Result, wire
 from yikatong.ext.engine import is_card_number
@@ -144,14 +144,18 @@ def check_device(
 ) -> Device | Result:
     """Who made a proof (32 bytes, device_proof.make_proof) of a message (device_proof.message_of), when the device is good, its
     proof right and new, its clock not off by more than DEVICE_CLOCK_S, and its card may be used; or why not, in this order:
-    DEVICE_UNKNOWN, DEVICE_PROOF_WRONG, DEVICE_REVOKED, E_CARD_CANCELLED, CLOCK_OFF, DEVICE_PROOF_WRONG (a proof that was used),
-    and what card_state.refusal says. Changes nothing: what is done on the strength of it puts `use_proof` with its change."""
+    DEVICE_UNKNOWN, KEY_RETIRED or UNKNOWN_KEY (it must be bound anew), DEVICE_PROOF_WRONG, DEVICE_REVOKED, E_CARD_CANCELLED,
+    CLOCK_OFF, DEVICE_PROOF_WRONG (a proof that was used), and what card_state.refusal says. Changes nothing: what is done on the
+    strength of it puts `use_proof` with its change."""
     document = find_device(memory, device_id)
     e_card = None if document is None else e_card_of(memory, document.card_slot)
     if document is None or e_card is None:
         return Result.DEVICE_UNKNOWN
     read = device_proof.read_proof(proof)
-    key = _device_key(provider, e_card.number, device_id, document.activation)
+    try:
+        key = _device_key(provider, e_card.number, device_id, document.activation)
+    except KeyUnknown as error:
+        return Result.KEY_RETIRED if isinstance(error, KeyRetired) else Result.UNKNOWN_KEY
     if read is None or not device_proof.is_right(key, device_id, message, read):
         return Result.DEVICE_PROOF_WRONG
     if document.revoked_time_us:
