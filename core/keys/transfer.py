@@ -37,7 +37,7 @@ class Wrapped(NamedTuple):
 
 
 def join(components: Sequence[KeyHolder], check_value: bytes) -> KeyHolder:
-    """The key whose components these are. Raises CeremonyRefused where two are the same, one is all zeros, or it is not the key of
+    """The key whose components these are. Raises CeremonyRefused where two are the same, one is zeros, or it is not the key of
     that KCV."""
     if len(components) not in COMPONENTS:
         raise CeremonyRefused("a key has two or three components")
