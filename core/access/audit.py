@@ -11,7 +11,7 @@ from yikatong.core import limits
 from yikatong.core.access.callers import Caller, parse_identity
 from yikatong.core.access.personal import NOBODY, PERSON_ID_BYTES, Subject
 from yikatong.core.change import Change
-from yikatong.core.errors import InvalidRequest, NotFound
+from yikatong.core.errors import Forbidden, InvalidRequest, NotFound
 from yikatong.core.memory import Memory
 from yikatong.core.paging import page
 from yikatong.core.types import NONE, DocumentKind
@@ -126,11 +126,12 @@ def list_accesses(
     if request.WhichOneof("subject") == "card_number":
         if not is_card_number(request.card_number):
             raise InvalidRequest("card_number", "1 to 20 digits are wanted")
-        if int(memory.engine.find_card(request.card_number)) == NONE:
+        if not caller.district and int(memory.engine.find_card(request.card_number)) == NONE:
             raise NotFound("card", request.card_number)
     elif len(request.person_id) != PERSON_ID_BYTES:
         raise InvalidRequest("person_id", f"{PERSON_ID_BYTES} bytes are wanted, or a card_number")
     subject = subject_id(memory, Subject(request.person_id, request.card_number), person_of_card)
+    _check_district(memory, subject, caller)
     found, token = page(
         memory, DocumentKind.ACCESS, _parse, size=request.page_size, token=request.page_token, prefix=subject
     )  # fmt: skip
@@ -141,6 +142,15 @@ def list_accesses(
     )  # fmt: skip
     change.commit("accesses-listed")
     return audit_service_pb2.ListAccessesResponse(accesses=_entries(found), next_page_token=token)
+
+
+def _check_district(memory: Memory, subject: bytes, caller: Caller) -> None:
+    """What others did with somebody tells of them: who is kept to a district is told of that district's people. Raises Forbidden,
+    in the same words whether there is such a person or not."""
+    from yikatong.core.identity import persons
+
+    if caller.district and not persons.is_visible(caller, persons.load(memory, subject)):
+        raise Forbidden("district", f"not in the caller's district, {caller.district}, or not there")
 
 
 def list_caller_accesses(
