@@ -11,7 +11,7 @@ from yikatong.core import limits
 from yikatong.core.access.callers import Caller, parse_identity
 from yikatong.core.access.personal import NOBODY, PERSON_ID_BYTES, Subject
 from yikatong.core.change import Change
-from yikatong.core.errors import Forbidden, InvalidRequest, NotFound
+from yikatong.core.errors import InvalidRequest, NotFound
 from yikatong.core.memory import Memory
 from yikatong.core.paging import page
 from yikatong.core.types import NONE, DocumentKind
@@ -145,12 +145,12 @@ def list_accesses(
 
 
 def _check_district(memory: Memory, subject: bytes, caller: Caller) -> None:
-    """What others did with somebody tells of them: who is kept to a district is told of that district's people. Raises Forbidden,
+    """What others did with somebody tells of them: who is kept to a district is told of that district's people. Raises NotFound,
     in the same words whether there is such a person or not."""
     from yikatong.core.identity import persons
 
     if caller.district and not persons.is_visible(caller, persons.load(memory, subject)):
-        raise Forbidden("district", f"not in the caller's district, {caller.district}, or not there")
+        raise NotFound("person", f"in the caller's district, {caller.district}")
 
 
 def list_caller_accesses(
