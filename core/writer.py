@@ -26,12 +26,9 @@ import numpy.typing as npt
 from yikatong.core import limits
 from yikatong.core.commands import Command
 from yikatong.core.errors import (
-    ConfigError,
     DataError,
     DeadlineOver,
     Full,
-    InvalidRequest,
-    NotFound,
     Overloaded,
     Unavailable,
     YikatongError,
@@ -39,7 +36,7 @@ from yikatong.core.errors import (
 from yikatong.core.in_flight import InFlight
 from yikatong.core.journal import Group, Journal, join
 from yikatong.core.keys.key_sets import KeySet
-from yikatong.core.keys.provider import KeyProvider, KeyUnknown, SealedDataWrong, TapKey
+from yikatong.core.keys.provider import KeyProvider, TapKey
 from yikatong.core.late import Corrections, price_again
 from yikatong.core.memory import EngineSettings, Memory, Photograph, Progress
 from yikatong.core.store import DataDirectory
@@ -354,10 +351,14 @@ class Core:
         return False
 
     def _command(self, work: Work, time_us: int) -> None:
+        """An error that a command raises before it has written anything is its caller's alone."""
         assert work.command is not None
+        first = self._memory.engine.next_sequence
         try:
             work.response = work.command(self._memory, time_us)
-        except (InvalidRequest, NotFound, ConfigError, KeyUnknown, SealedDataWrong, Unavailable) as error:
+        except YikatongError as error:
+            if self._memory.engine.next_sequence != first:
+                raise
             work.error = error
         except EngineFull as error:
             work.error = Full(str(error))

@@ -6,15 +6,17 @@ import random
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import KEY_SETS, START_S, Harness, local_time_of, make_tap, submit_request
 
 from yikatong.core import journal, writer
-from yikatong.core.errors import Unavailable
-from yikatong.core.memory import EngineSettings
+from yikatong.core.change import Change
+from yikatong.core.errors import Damaged, Unavailable
+from yikatong.core.memory import EngineSettings, Memory
 from yikatong.core.store import DataDirectory
-from yikatong.core.types import Result
+from yikatong.core.types import DocumentKind, Result
 from yikatong.core.writer import Core, CoreSettings, Observer, Phase, Work
 from yikatong.v1 import tap_service_pb2
 
@@ -138,3 +140,38 @@ def test_what_was_acknowledged_is_there(
                 again = core.authorize(tap)
                 assert (again.result, again.duplicate) == (Result.ACCEPTED, False)
         assert core.engine.imbalance_fen() == 0
+
+
+def test_an_error_before_anything_was_written_is_its_callers_alone(tmp_path: Path) -> None:
+    """Of whatever kind: nobody else is refused, and memory stays. One after a write has it rebuilt."""
+    with Harness(tmp_path) as core:
+        core.register_card(card_of(0))
+    watch = Watch()
+    settings = CoreSettings(engine=EngineSettings(cards_max=100, terminals_max=100))
+
+    def damaged(memory: Memory, time_us: int) -> None:
+        raise Damaged("a file beside the journal is gone")
+
+    def half_done(memory: Memory, time_us: int) -> None:
+        change = Change(memory, time_us)
+        change.put(DocumentKind.MERCHANT, b"m", b"")
+        change.commit("test")
+        raise Damaged("after it had written")
+
+    with DataDirectory(tmp_path) as directory:
+        threaded = Core(directory, KEY_SETS, settings, lambda works: [work.tag.put(work) for work in works], watch)
+
+        def ask(command: Any) -> Work:
+            done: queue.SimpleQueue[Work] = queue.SimpleQueue()
+            threaded.submit(Work(command=command, tag=done))
+            return done.get(timeout=30)
+
+        assert isinstance(ask(damaged).error, Damaged)
+        assert ask(lambda memory, _: int(memory.engine.find_card(card_of(0)))).response == 0
+        assert watch.rebuilt == 0
+        assert isinstance(ask(half_done).error, Unavailable)
+        while not watch.rebuilt or threaded.phase is not Phase.SERVING:
+            time.sleep(0.01)
+        assert watch.rebuilt == 1
+        assert ask(lambda memory, _: memory.documents.get(DocumentKind.MERCHANT, b"m")).response is None
+        threaded.close()
