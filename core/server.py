@@ -184,7 +184,7 @@ class Server:
             raise
 
     async def _listen(self, day_rules: DayRules, identity: IdentityOptions) -> None:
-        settings, tls = self.settings, self.tls
+        settings, tls, loop = self.settings, self.tls, asyncio.get_running_loop()
         if tls is not None and tls.is_mutual:
             await self._ask(export_permits.want)
         self.metrics.watch_deny_list(lambda: self.core.deny_list)
@@ -224,10 +224,8 @@ class Server:
             assert self._identity is not None
             self._oidc = oidc = await OidcPort.listen(self._identity, settings, self.metrics)
             if tls is not None:
-                served_on = asyncio.get_running_loop()
-                tls.on_change.append(lambda: served_on.call_soon_threadsafe(oidc.take_up_certificate))
+                tls.on_change.append(lambda: loop.call_soon_threadsafe(oidc.take_up_certificate))
         await self._grpc.start()
-        loop = asyncio.get_running_loop()
 
         def follow(phase: Phase) -> None:
             loop.call_soon_threadsafe(self._follow, phase)

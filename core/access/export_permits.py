@@ -20,6 +20,7 @@ from yikatong.core import limits
 from yikatong.core.change import Change, answered
 from yikatong.core.errors import Damaged, DataError, InvalidRequest
 from yikatong.core.memory import Memory
+from yikatong.core.messages import check_line
 from yikatong.core.paging import kept, key_of, page
 from yikatong.core.types import DocumentKind, Result, wire
 from yikatong.v1 import export_service_pb2 as pb
@@ -54,8 +55,7 @@ def permit_export(memory: Memory, request: pb.PermitExportRequest, time_us: int)
     """ExportService.PermitExport, once two operators want it."""
     if request.format not in FORMATS.values():
         raise InvalidRequest("format", f"{' or '.join(FORMATS)} is wanted")
-    if not 1 <= len(request.purpose) <= limits.PURPOSE_CHARACTERS_MAX or not request.purpose.isprintable():
-        raise InvalidRequest("purpose", f"1 to {limits.PURPOSE_CHARACTERS_MAX} characters are wanted")
+    check_line("purpose", request.purpose)
     if (again := answered(memory, request, pb.PermitExportResponse)) is not None:
         return again
     change = Change(memory, time_us)

@@ -96,8 +96,9 @@ def audit(
         with _stub(server or "", "audit", ca, certificate, key) as stub:
             response = (stub.ListAccesses if caller is None else stub.ListCallerAccesses)(request)
     table = Table(box=box.SIMPLE)
-    for column in ("record", "when", "caller", "action", "purpose", "shown"):
-        table.add_column(column, justify="right" if column == "record" else "left", overflow="fold")
+    table.add_column("record", justify="right", overflow="fold")
+    for column in ("when", "caller", "action", "purpose", "shown"):
+        table.add_column(column, overflow="fold")
     for entry in response.accesses:
         shown = ", ".join(entry.fields) + (f" of {entry.listed_caller}" if entry.listed_caller else "")
         table.add_row(f"{entry.sequence:,}", _local(entry.time_us), entry.caller, entry.action, entry.purpose, shown)
@@ -129,6 +130,16 @@ def _hex(option: str, text: str) -> bytes:
 
 # ---- approvals ----
 
+
+def _table(name: str, *columns: str) -> Table:
+    """What is named by its first column, which is always told whole."""
+    table = Table(box=box.SIMPLE)
+    table.add_column(name, no_wrap=True)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
 server_option = click.option("--server", required=True, help="address of a running server, HOST:PORT")
 
 
@@ -142,9 +153,7 @@ def approvals() -> None:
 @_connect_options
 def list_command(server: str, ca: Path | None, certificate: Path | None, key: Path | None) -> None:
     """What waits, newest first."""
-    table = Table(box=box.SIMPLE)
-    for column in ("id", "method", "proposed by", "at", "until"):
-        table.add_column(column, overflow="fold", no_wrap=column in ("id", "permit"))
+    table = _table("id", "method", "proposed by", "at", "until")
     with _stub(server, "approvals", ca, certificate, key) as stub:
         request = approval_service_pb2.ListApprovalsRequest(state=approval_service_pb2.APPROVAL_STATE_PROPOSED)
         for each in stub.ListApprovals(request).approvals:
@@ -228,9 +237,7 @@ def propose_export(
 @_connect_options
 def permits(server: str, ca: Path | None, certificate: Path | None, key: Path | None) -> None:
     """Exports that were permitted, newest first; which were done stands in exports.log of the data directory."""
-    table = Table(box=box.SIMPLE)
-    for column in ("permit", "format", "for", "permitted", "until"):
-        table.add_column(column, overflow="fold", no_wrap=column in ("id", "permit"))
+    table = _table("permit", "format", "for", "permitted", "until")
     names = {number: name for name, number in FORMATS.items()}
     with _stub(server, "exports", ca, certificate, key) as stub:
         for each in stub.ListExportPermits(export_service_pb2.ListExportPermitsRequest()).permits:

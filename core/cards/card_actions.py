@@ -16,6 +16,7 @@ from yikatong.core.commands import CARD_NUMBER_WANTED
 from yikatong.core.errors import InvalidRequest, NotFound
 from yikatong.core.identity import persons
 from yikatong.core.memory import Memory
+from yikatong.core.messages import check_line
 from yikatong.core.types import NONE, Result, wire
 from yikatong.ext.engine import is_card_number
 from yikatong.v1 import access_pb2
@@ -99,8 +100,7 @@ def lift_loss(memory: Memory, request: pb.LiftLossRequest, time_us: int, caller:
 
 def freeze_card(memory: Memory, request: pb.FreezeCardRequest, time_us: int, caller: Caller) -> pb.FreezeCardResponse:
     """CardLifeService.FreezeCard."""
-    if not 1 <= len(request.reason) <= limits.PURPOSE_CHARACTERS_MAX or not request.reason.isprintable():
-        raise InvalidRequest("reason", f"1 to {limits.PURPOSE_CHARACTERS_MAX} characters are wanted")
+    check_line("reason", request.reason)
 
     def act(change: Change, card: int, life: CardLife, answer: pb.FreezeCardResponse) -> Event:
         del card

@@ -29,6 +29,7 @@ from yikatong.core.identity import persons
 from yikatong.core.identity.identifiers import card_identifier_fault, social_card_number_fault
 from yikatong.core.keys.provider import KeyProvider
 from yikatong.core.memory import Memory
+from yikatong.core.messages import check_line
 from yikatong.core.paging import page_size, page_token, parse_page_token
 from yikatong.core.rules.card_rules import CardRules
 from yikatong.core.types import NONE, DocumentKind, Result, wire
@@ -309,18 +310,13 @@ def check_application(
     rules: CardRules, memory: Memory, request: pb.CheckApplicationRequest, time_us: int, caller: Caller
 ) -> pb.CheckApplicationResponse:
     """IssuanceService.CheckApplication."""
-    _check_text("rejected", request.rejected, least=0)
+    check_line("rejected", request.rejected, least=0)
 
     def act(_: Change, application: Application, __: Any) -> Event:
         application.reason = request.rejected
         return Event.REJECT if request.rejected else Event.CHECK
 
     return _act(rules, memory, request, pb.CheckApplicationResponse, time_us, caller, act)
-
-
-def _check_text(field: str, text: str, least: int = 1) -> None:
-    if not least <= len(text) <= limits.PURPOSE_CHARACTERS_MAX or not text.isprintable():
-        raise InvalidRequest(field, f"{least} to {limits.PURPOSE_CHARACTERS_MAX} characters are wanted")
 
 
 def deliver_card(
@@ -370,7 +366,7 @@ def withdraw_application(
     rules: CardRules, memory: Memory, request: pb.WithdrawApplicationRequest, time_us: int, caller: Caller
 ) -> pb.WithdrawApplicationResponse:
     """IssuanceService.WithdrawApplication."""
-    _check_text("reason", request.reason)
+    check_line("reason", request.reason)
 
     def act(change: Change, application: Application, _: Any) -> Event:
         if application.card_number and after(application, Event.WITHDRAW) is not None:

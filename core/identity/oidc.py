@@ -165,7 +165,7 @@ class OidcPort:
     @web.middleware
     async def _slow(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Nobody asks too often from one address."""
-        self._take(self._peers, Caller(access_pb2.ROLE_UNSPECIFIED, request.remote or ""), MethodClass.GENERAL)
+        self._take(self._peers, _peer(request), MethodClass.GENERAL)
         return await handler(request)
 
     def _take(self, rates: RateLimits, caller: Caller, of_class: MethodClass) -> None:
@@ -415,7 +415,7 @@ class OidcPort:
         if scheme.lower() != "bearer" or not token:
             return web.json_response({}, status=401, headers={"WWW-Authenticate": 'Bearer realm="yikatong"'})
 
-        self._take(self._rates, Caller(access_pb2.ROLE_UNSPECIFIED, request.remote or ""), MethodClass.PERSONAL)
+        self._take(self._rates, _peer(request), MethodClass.PERSONAL)
 
         def show(rules: login.Rules, memory: Memory, _: Any, time_us: int, caller: Caller) -> login.Redeemed:
             return login.show_session(rules, memory, token, time_us)
@@ -429,6 +429,11 @@ class OidcPort:
 
 
 _NOBODY: Final = Caller(access_pb2.ROLE_DEPARTMENT, "nobody")
+
+
+def _peer(request: web.Request) -> Caller:
+    """Who asks, where no more than the address is known."""
+    return Caller(access_pb2.ROLE_UNSPECIFIED, request.remote or "")
 
 
 def _caller(portal: Portal) -> Caller:

@@ -23,6 +23,7 @@ from yikatong.core.errors import InvalidRequest
 from yikatong.core.identity.identifiers import birth_date, citizen_number_fault, district_fault, is_within
 from yikatong.core.keys.provider import KeyProvider, KeyUnknown, Purpose
 from yikatong.core.memory import Memory
+from yikatong.core.messages import check_line
 from yikatong.core.paging import page_size, page_token, parse_page_token
 from yikatong.core.types import NONE, Deny, DocumentKind, Result, wire
 from yikatong.ext.engine import is_card_number, local_seconds, settlement_date
@@ -186,10 +187,8 @@ def check_data(data: PersonData, caller: Caller, time_us: int) -> None:
 
 def check_why(request: Any) -> None:
     """A purpose and a legal basis are stated. Raises InvalidRequest."""
-    for field in ("purpose", "legal_basis"):
-        text = getattr(request, field)
-        if not 1 <= len(text) <= limits.PURPOSE_CHARACTERS_MAX or not text.isprintable():
-            raise InvalidRequest(field, f"1 to {limits.PURPOSE_CHARACTERS_MAX} characters are wanted")
+    check_line("purpose", request.purpose)
+    check_line("legal_basis", request.legal_basis)
 
 
 # ---- writes ----
@@ -449,13 +448,16 @@ def is_conceded(concession: pb.Concession) -> bool:
 
 def concessions_of(memory: Memory, person_id: bytes, today: int) -> Concessions:
     """A person's concessions on a date YYYYMMDD: what was pending is current from its first day on, by the day alone."""
-    current, pending = (
-        None if value is None else pb.Concession.FromString(value)
-        for value in (memory.documents.get(DocumentKind.CONCESSION, key + person_id) for key in (_CURRENT, _PENDING))
-    )
-    if pending is not None and pending.valid_from <= today:
-        return Concessions(pending if is_conceded(pending) else None)
-    return Concessions(current, pending)
+    stored = _stored_concessions(memory, person_id)
+    if stored.pending is not None and stored.pending.valid_from <= today:
+        return Concessions(stored.pending if is_conceded(stored.pending) else None)
+    return stored
+
+
+def _stored_concessions(memory: Memory, person_id: bytes) -> Concessions:
+    """As they were written last, whatever has begun since."""
+    values = [memory.documents.get(DocumentKind.CONCESSION, key + person_id) for key in (_CURRENT, _PENDING)]
+    return Concessions(*(None if value is None else pb.Concession.FromString(value) for value in values))
 
 
 def _due_key(concession: pb.Concession, person_id: bytes) -> bytes:
@@ -464,12 +466,7 @@ def _due_key(concession: pb.Concession, person_id: bytes) -> bytes:
 
 def _keep_concessions(memory: Memory, change: Change, person_id: bytes, kept: Concessions) -> None:
     """Write what a person has from now on, in place of all that was kept before."""
-    stored = Concessions(
-        *(
-            None if value is None else pb.Concession.FromString(value)
-            for value in (memory.documents.get(DocumentKind.CONCESSION, key + person_id) for key in (_CURRENT, _PENDING))
-        )
-    )
+    stored = _stored_concessions(memory, person_id)
     for key, before, after in zip((_CURRENT, _PENDING), stored, kept, strict=True):
         if after is not None:
             change.put(DocumentKind.CONCESSION, key + person_id, after.SerializeToString(deterministic=True))
