@@ -1,8 +1,8 @@
 """A gate that reads codes: ride codes it checks itself, without network, and keeps their taps for the next upload; online codes
 it sends on at once.
 
-That a code was used, and its tap, are on disk before the gate opens: one that lost its power opens to no code twice and uploads
-every tap that it opened for."""
+That a code was used, and its tap, are on disk before the gate opens: one that lost its power opens to no code twice, unless its
+clock was set back by more than the codes' validity meanwhile, and uploads every tap that it opened for."""
 
 import sqlite3
 import time
