@@ -1,10 +1,10 @@
 """Bulk exports need two operators: `yikatong export` writes the journal out only by a permit (ExportService) that one asked for
 and another approved, good for one export.
 
-An export that was killed between its file's end and the line in exports.log may be done again, and a copy of the directory without
-that log knows of no use. A data directory that was ever served to callers with certificates wants permits, and says so itself. In one that never was, there
-is nobody yet who could be told apart. Whoever can read the directory's files needs no export to read them: who that is, is the
-machine's own business."""
+An export that was killed between its file's end and the line in exports.log may be done again, and a copy of the directory
+without that log knows of no use. A data directory that was ever served to callers with certificates wants permits, and says so
+itself. In one that never was, there is nobody yet who could be told apart. Whoever can read the directory's files needs no export
+to read them: who that is, is the machine's own business."""
 
 import contextlib
 import errno
